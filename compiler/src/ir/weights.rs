@@ -1,0 +1,98 @@
+//! Weights: named tensors, stored, made up, or derived from others; read row by row when they are packed.
+
+use super::DType;
+
+/// A weight of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// Part of the model that a weight belongs to: the unit of quantization recipes and of the size table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Component {
+    /// Token embedding (and the LM head when tied).
+    Embedding,
+    /// LM head or classifier.
+    Head,
+    /// Norm weights.
+    Norm,
+    /// Dynamic token router, all but its head.
+    TokenRouter,
+    /// Router head, SCAR queries' keys, values.
+    Routing,
+    /// Attention projections.
+    Attention,
+    /// General path.
+    General,
+    /// Domain modules.
+    Modules,
+}
+
+/// Where a weight's numbers come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WeightDef {
+    /// The tensor of this weight's own name in the model's [`WeightSource`].
+    Stored,
+    /// One repeated value, no storage.
+    Splat(f32),
+    /// Pseudo-random, uniform with mean 0 and this standard deviation: element i depends on `seed` and i alone.
+    Random {
+        /// Stream.
+        seed: u64,
+        /// Standard deviation.
+        std: f32,
+    },
+    /// These weights below each other (same columns).
+    Concat(Vec<WeightId>),
+    /// `base · diag(columns)`: column j times element j of a vector.
+    ScaleColumns {
+        /// `[n, k]`.
+        base: WeightId,
+        /// `[k]`.
+        columns: WeightId,
+    },
+    /// Every element times a factor.
+    Scale {
+        /// Any shape.
+        base: WeightId,
+        /// The factor.
+        factor: f32,
+    },
+}
+
+/// A named weight tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Name without the `@`: the checkpoint's, or one that a pass made.
+    pub name: String,
+    /// Element type in the artifact (what the kernels read). The import sets the checkpoint's type, the recipe changes it.
+    pub dtype: DType,
+    /// `[n, k]` rows = outputs, or `[n]`.
+    pub shape: Vec<u64>,
+    /// Source of the numbers.
+    pub def: WeightDef,
+    /// Part of the model.
+    pub component: Component,
+}
+
+impl Weight {
+    /// Rows: outputs of a matrix; 1 for a vector.
+    pub fn rows(&self) -> u64 {
+        if self.shape.len() == 2 { self.shape[0] } else { 1 }
+    }
+
+    /// Elements of a row.
+    pub fn cols(&self) -> u64 {
+        *self.shape.last().unwrap_or(&1)
+    }
+
+    /// Elements.
+    pub fn elems(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}
+
+/// Gives the numbers of [`WeightDef::Stored`] weights.
+pub trait WeightSource: Send + Sync {
+    /// Writes rows `first_row ..` of the named tensor as f32 (exact for F16 and BF16) into `out`, a whole number of rows.
+    fn read_rows(&self, name: &str, first_row: u64, out: &mut [f32]) -> Result<(), String>;
+}
