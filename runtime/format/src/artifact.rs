@@ -44,10 +44,7 @@ impl<'a> Artifact<'a> {
                 check_crc(&section, bytes)?;
             }
             match kind {
-                SectionKind::Code => {
-                    sections.code_bytes = section.bytes;
-                    code_offset = section.offset;
-                }
+                SectionKind::Code => code_offset = section.offset,
                 SectionKind::Weights => {
                     sections.weights_bytes = section.bytes;
                     weights_offset = section.offset;

@@ -24,7 +24,6 @@ const MAX_ENTRIES: usize = 16;
 pub(crate) struct Sections<'a> {
     /// Contents by [`SectionKind::index`]; weights may be empty here.
     pub bytes: [Option<&'a [u8]>; SectionKind::ALL.len()],
-    pub code_bytes: u64,
     pub weights_bytes: u64,
     /// Written by a newer minor version.
     pub newer: bool,
@@ -81,7 +80,8 @@ impl<'a> Contents<'a> {
             target: section(SectionKind::Target)?.table()?,
         };
         this.check_manifest()?;
-        this.check_code(sections.code_bytes)?;
+        let code = sections.bytes.get(SectionKind::Code.index());
+        this.check_code(code.copied().flatten().map_or(0, <[u8]>::len) as u64)?;
         this.check_plan(sections.weights_bytes)?;
         this.check_ports()?;
         this.check_weights()?;
@@ -148,16 +148,8 @@ impl<'a> Contents<'a> {
         at_most("number of entries", MAX_ENTRIES as u64, entries as u64)
             .map_err(|fault| self.entries.error(0, fault))?;
         for (index, entry) in self.entries.iter().enumerate() {
-            if entry.offset >= code_bytes {
-                return Err(self.entries.error(
-                    index,
-                    Fault::AtMost {
-                        what: "Entry.offset",
-                        wanted: code_bytes.saturating_sub(1),
-                        found: entry.offset,
-                    },
-                ));
-            }
+            range("Entry.offset", entry.offset, 1, code_bytes)
+                .map_err(|fault| self.entries.error(index, fault))?;
             if self
                 .entries
                 .iter()

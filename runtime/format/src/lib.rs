@@ -9,6 +9,8 @@
 //!
 //! ```
 //! # #[cfg(feature = "std")] {
+//! use std::io::Write;
+//!
 //! use lapidary_format::{ArtifactBuilder, Artifact, Entry, Manifest, ManifestFlags, Plan};
 //!
 //! let manifest = Manifest {

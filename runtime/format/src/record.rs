@@ -79,6 +79,7 @@ macro_rules! records {
             const NAME: &'static str = stringify!($name);
             const BYTES: usize = 0 $( + <$ty as $crate::field::Field<'a>>::BYTES )+;
 
+            #[allow(unused_assignments, reason = "the end of the last field")]
             fn decode(bytes: &'a [u8], strings: &'a str) -> Result<Self, (usize, $crate::Fault)> {
                 let mut at = 0;
                 $(
@@ -93,7 +94,6 @@ macro_rules! records {
                         .map_err(|fault| (at, fault))?;
                     at += size;
                 )+
-                let _ = at;
                 Ok(Self { $($field),+ })
             }
 

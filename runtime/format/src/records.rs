@@ -193,6 +193,7 @@ records! {
     }
 
     /// Memory that a run needs: one record.
+    #[derive(Default)]
     Plan in Plan[0] {
         /// Bytes of the arena.
         arena_bytes: u64,
@@ -359,16 +360,6 @@ impl Default for Manifest<'_> {
             bytes_touched_per_token: 0,
             macs_per_token: 0,
             parameters: 0,
-        }
-    }
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self {
-            arena_bytes: 0,
-            state_bytes: 0,
-            weights_bytes: 0,
         }
     }
 }
