@@ -456,7 +456,8 @@ impl Buffers {
         self.read(read_rows, w, first, count, k)?;
         let weight_type = if dtype == DType::F16 { WeightType::F16 } else { WeightType::F32 };
         self.packed.resize((nr * k * dtype.bytes()) as usize, 0);
-        pack::panel(&self.rows, k as usize, nr as usize, weight_type, &mut self.packed);
+        pack::pack(pack::Source::F32(&self.rows), k as usize, nr as usize, weight_type, &mut self.packed)
+            .map_err(|e| io::Error::other(format!("weight {}, panel {panel}: {e}", weight.name)))?;
         out.write_all(&self.packed)
     }
 }

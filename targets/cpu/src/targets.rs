@@ -56,14 +56,14 @@ pub const CPU_TARGETS: &[CpuTargetRow] = &[
     CpuTargetRow {
         name: "x86-64-v3",
         architecture: Some(Architecture::X86_64),
-        features: Some(&["avx2", "fma", "f16c"]),
+        features: Some(&["avx", "avx2", "fma", "f16c"]),
         page_bytes: 4096,
         doc: "x86-64 with AVX2, FMA and F16C (most PCs since 2013)",
     },
     CpuTargetRow {
         name: "x86-64-v4",
         architecture: Some(Architecture::X86_64),
-        features: Some(&["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"]),
+        features: Some(&["avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"]),
         page_bytes: 4096,
         doc: "x86-64 with AVX-512 F, BW, DQ and VL",
     },
@@ -101,8 +101,8 @@ impl CpuTarget {
     pub fn by_name(name: &str) -> Option<CpuTarget> {
         let row = CPU_TARGETS.iter().find(|row| row.name == name)?;
         let features = match row.features {
-            Some(names) => FeatureSet::from_names(names).expect("the table names features that the kernels know"),
-            None => host_features(),
+            Some(names) => FeatureSet::from_names(names.iter().copied()).expect("the table names features that the kernels know"),
+            None => FeatureSet::detect(),
         };
         Some(CpuTarget {
             name: row.name,
@@ -110,5 +110,19 @@ impl CpuTarget {
             features,
             page_bytes: row.page_bytes,
         })
+    }
+}
+
+impl CpuTarget {
+    /// The target as text: what the artifact stores, and what its hash is of.
+    pub fn description(&self) -> String {
+        let features: Vec<&str> = self.features.iter().map(|f| f.name()).collect();
+        format!(
+            "name = \"{}\"\narchitecture = \"{}\"\nfeatures = [{}]\npage_bytes = {}\n",
+            self.name,
+            self.architecture.name(),
+            features.iter().map(|f| format!("\"{f}\"")).collect::<Vec<_>>().join(", "),
+            self.page_bytes
+        )
     }
 }
