@@ -1,9 +1,8 @@
 //! A compiled program as an artifact: code, weights, tables.
 
-use std::io;
 use std::path::Path;
 
-use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Op, SymbolId, WeightId};
+use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Op, SymbolId};
 use lapidary_compiler::plan::{Plan, Region, ScratchRole};
 use lapidary_format::{
     self as format, ArtifactBuilder, Direction, Manifest, ManifestFlags, NO_INDEX, Port, Rows, WriteError,
@@ -11,7 +10,7 @@ use lapidary_format::{
 use sha2::{Digest, Sha256};
 
 use crate::LowerError;
-use crate::layout::{Packing, Piece, WeightLayout};
+use crate::layout::{Packing, Piece, ReadRows, WeightLayout};
 use crate::lower::Entry;
 use crate::program::{self, Program};
 use crate::targets::{Architecture, CpuTarget};
@@ -42,12 +41,7 @@ pub struct Lowered<'a> {
 }
 
 /// Lowers a planned graph for a target: code for both entry points (decode only where the model can), weight layout, tables.
-pub fn lower<'a>(
-    graph: &'a Graph,
-    plan: &Plan,
-    target: &CpuTarget,
-    about: &About,
-) -> Result<Lowered<'a>, LowerError> {
+pub fn lower<'a>(graph: &'a Graph, plan: &Plan, target: &CpuTarget, about: &About) -> Result<Lowered<'a>, LowerError> {
     let layout = WeightLayout::build(graph, plan.max_tokens, target)?;
     let entries: &[Entry] =
         if graph.info.why_no_decode.is_none() { &[Entry::Prefill, Entry::Decode] } else { &[Entry::Prefill] };
@@ -69,20 +63,12 @@ impl Lowered<'_> {
 
     /// Writes the artifact: under another name first, then renamed. Returns its size in bytes; `progress` is told how many
     /// bytes of weights are written.
-    pub fn write_file(
-        &self,
-        path: &Path,
-        read_rows: &dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()>,
-        progress: &dyn Fn(u64),
-    ) -> Result<u64, WriteError> {
+    pub fn write_file(&self, path: &Path, read_rows: &ReadRows<'_>, progress: &dyn Fn(u64)) -> Result<u64, WriteError> {
         self.builder.write_file(path, |out| self.layout.write(read_rows, self.graph, out, progress))
     }
 
     /// The artifact in memory.
-    pub fn to_vec(
-        &self,
-        read_rows: &dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()>,
-    ) -> Result<Vec<u8>, WriteError> {
+    pub fn to_vec(&self, read_rows: &ReadRows<'_>) -> Result<Vec<u8>, WriteError> {
         self.builder.to_vec(|out| self.layout.write(read_rows, self.graph, out, &|_| ()))
     }
 }
@@ -211,12 +197,7 @@ fn format_dtype(dtype: DType) -> format::Dtype {
     }
 }
 
-fn plan_tables(
-    builder: &mut ArtifactBuilder,
-    graph: &Graph,
-    plan: &Plan,
-    program: &Program,
-) -> Result<(), LowerError> {
+fn plan_tables(builder: &mut ArtifactBuilder, graph: &Graph, plan: &Plan, program: &Program) -> Result<(), LowerError> {
     for (name, value) in &graph.inputs {
         let ty = graph.ty(*value);
         builder.push(Port {

@@ -135,6 +135,12 @@ impl<'a, 'f> Emit<'a, 'f> {
         self.b.ins().iconst(types::I64, n as i64)
     }
 
+    /// A float, in every lane of `ty`.
+    pub fn float(&mut self, ty: Type, x: f32) -> Value {
+        let x = self.b.ins().f32const(x);
+        if ty.is_vector() { self.b.ins().splat(ty, x) } else { x }
+    }
+
     /// A field of the context.
     pub fn context(&mut self, offset: i32) -> Value {
         debug_assert!((offset as usize) < size_of::<ExecContext>());

@@ -62,7 +62,9 @@ pub enum LowerError {
         found: &'static str,
     },
     /// A weight stored in a type that its kernel does not read.
-    #[error("{node}: wanted a weight stored as f32 or f16 (norms and routing: f32), found {found}\nhint: pass choose-formats sets the storage types")]
+    #[error(
+        "{node}: wanted a weight stored as f32 or f16 (norms and routing: f32), found {found}\nhint: pass choose-formats sets the storage types"
+    )]
     WeightStorage {
         /// Node label.
         node: String,

@@ -8,10 +8,13 @@ use std::io::{self, Write};
 
 use lapidary_compiler::ir::{Component, DType, Graph, Node, Op, Operand, WeightId};
 use lapidary_format::{EXTENT_ALIGN, TENSOR_ALIGN, WeightsWriter};
-use lapidary_kernels::{KernelOp, WeightType, pack, select};
+use lapidary_kernels::{KernelOp, Source, WeightType, pack, select};
 
 use crate::LowerError;
 use crate::targets::CpuTarget;
+
+/// Gives rows of a weight as f32: `(weight, first row, whole rows to fill)`.
+pub type ReadRows<'a> = dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()> + 'a;
 
 /// How a piece is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +194,7 @@ impl WeightLayout {
                 self.place_modules_aligned(graph, &contents, target.page_bytes.max(EXTENT_ALIGN))
             }
             Op::ExpertApply
+            | Op::Fill
             | Op::Add
             | Op::Mul
             | Op::Scale
@@ -315,9 +319,10 @@ impl WeightLayout {
     pub fn modules(&self, node: &Node, piece: usize) -> Result<ModulePieces, LowerError> {
         let group = if piece == 0 { 0 } else { 2 };
         let first = module_group(node, group).first().copied();
-        first.and_then(|w| self.modules.get(&w)).copied().ok_or_else(|| LowerError::NotLaidOut {
-            weight: format!("modules of {}", node.label),
-        })
+        first
+            .and_then(|w| self.modules.get(&w))
+            .copied()
+            .ok_or_else(|| LowerError::NotLaidOut { weight: format!("modules of {}", node.label) })
     }
 
     /// Where a table of cosines and sines lies.
@@ -377,7 +382,7 @@ impl WeightLayout {
     /// Streams the section: one panel's rows in memory at a time. `progress` is told the bytes written so far.
     pub fn write(
         &self,
-        read_rows: &dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()>,
+        read_rows: &ReadRows<'_>,
         graph: &Graph,
         out: &mut WeightsWriter<'_>,
         progress: &dyn Fn(u64),
@@ -426,23 +431,19 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn read(
-        &mut self,
-        read_rows: &dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()>,
-        w: WeightId,
-        first: u64,
-        count: u64,
-        cols: u64,
-    ) -> io::Result<&[f32]> {
+    fn read(&mut self, read_rows: &ReadRows<'_>, w: WeightId, first: u64, count: u64, cols: u64) -> io::Result<&[f32]> {
         self.rows.resize((count * cols) as usize, 0.0);
         read_rows(w, first, &mut self.rows)?;
         Ok(&self.rows)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a panel is named by all of them; a struct would only be taken apart")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a panel is named by all of them; a struct would only be taken apart"
+    )]
     fn write_panel(
         &mut self,
-        read_rows: &dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()>,
+        read_rows: &ReadRows<'_>,
         graph: &Graph,
         w: WeightId,
         panel: u64,
@@ -456,7 +457,7 @@ impl Buffers {
         self.read(read_rows, w, first, count, k)?;
         let weight_type = if dtype == DType::F16 { WeightType::F16 } else { WeightType::F32 };
         self.packed.resize((nr * k * dtype.bytes()) as usize, 0);
-        pack::pack(pack::Source::F32(&self.rows), k as usize, nr as usize, weight_type, &mut self.packed)
+        pack(Source::F32(&self.rows), k as usize, nr as usize, weight_type, &mut self.packed)
             .map_err(|e| io::Error::other(format!("weight {}, panel {panel}: {e}", weight.name)))?;
         out.write_all(&self.packed)
     }

@@ -241,10 +241,8 @@ fn link(
     for (f, start) in functions.into_iter().zip(&starts) {
         for r in &f.relocations {
             let target = starts.get(r.target as usize).copied().unwrap_or_default() as i64 + r.addend;
-            relocate(&mut program.code, start + r.offset, r.kind, target).map_err(|message| LowerError::Codegen {
-                function: f.name.clone(),
-                message,
-            })?;
+            relocate(&mut program.code, start + r.offset, r.kind, target)
+                .map_err(|message| LowerError::Codegen { function: f.name.clone(), message })?;
         }
         program.ranges.push(CodeRange {
             name: f.name,

@@ -101,7 +101,9 @@ impl CpuTarget {
     pub fn by_name(name: &str) -> Option<CpuTarget> {
         let row = CPU_TARGETS.iter().find(|row| row.name == name)?;
         let features = match row.features {
-            Some(names) => FeatureSet::from_names(names.iter().copied()).expect("the table names features that the kernels know"),
+            Some(names) => {
+                FeatureSet::from_names(names.iter().copied()).expect("the table names features that the kernels know")
+            }
             None => FeatureSet::detect(),
         };
         Some(CpuTarget {

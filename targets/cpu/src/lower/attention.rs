@@ -122,7 +122,6 @@ impl<'a> Lowering<'a> {
                 let kernel = e.select(mask.op, WeightType::None)?;
                 let tokens = self.rows(e, dim);
                 let blocks = e.ceil_div(tokens, block);
-                let end = if self.is_single(units) { e.offset(begin, 1) } else { end };
                 e.for_range(begin, end, 1, |e, unit| {
                     let group = e.b.ins().udiv(unit, blocks);
                     let block_index = e.b.ins().urem(unit, blocks);

@@ -121,7 +121,6 @@ impl<'a> Lowering<'a> {
             node: id,
             units: Units::Rows(dim),
             body: Box::new(move |e, begin, end| {
-                let end = if self.constant_rows(dim) == Some(1) { e.offset(begin, 1) } else { end };
                 e.for_range(begin, end, 1, |e, row| {
                     let bases: Vec<_> = inputs.iter().map(|v| self.row_address(e, *v, row)).collect();
                     let out = self.row_address(e, y, row);
@@ -130,11 +129,29 @@ impl<'a> Lowering<'a> {
                         Arithmetic::Add => e.b.ins().fadd(x[0], x[1]),
                         Arithmetic::Mul => e.b.ins().fmul(x[0], x[1]),
                         Arithmetic::Scale(factor) => {
-                            let factor = e.b.ins().f32const(factor);
-                            let factor = if ty.is_vector() { e.b.ins().splat(ty, factor) } else { factor };
+                            let factor = e.float(ty, factor);
                             e.b.ins().fmul(x[0], factor)
                         }
                     })
+                })
+            }),
+        });
+        Ok(())
+    }
+
+    /// Every element one number: a loop in the generated code.
+    pub(super) fn fill(&'a self, id: NodeId, steps: &mut Vec<Step<'a>>) -> Done {
+        let node = self.graph.node(id);
+        let y = node.results[0];
+        let (dim, n, value) = (self.result_rows(node), self.graph.ty(y).cols(), node.attrs.float("value"));
+        steps.push(Step {
+            node: id,
+            units: Units::Rows(dim),
+            body: Box::new(move |e, begin, end| {
+                e.for_range(begin, end, 1, |e, row| {
+                    let out = self.row_address(e, y, row);
+                    let cols = e.int(n);
+                    e.elementwise(&[], out, cols, |e, ty, _| e.float(ty, value))
                 })
             }),
         });

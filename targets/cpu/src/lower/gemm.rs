@@ -48,11 +48,8 @@ impl GemmCall {
     /// Emits the call. One row, and every row count of the decode entry point (a module has one token or none), goes to
     /// the matrix-vector kernel; otherwise the code looks at the row count.
     pub(super) fn emit(self, e: &mut Emit, entry: Entry) -> Result<(), LowerError> {
-        let (vector, matrix) = if self.swiglu {
-            (KernelOp::GemvSwiglu, KernelOp::GemmSwiglu)
-        } else {
-            (KernelOp::Gemv, KernelOp::Gemm)
-        };
+        let (vector, matrix) =
+            if self.swiglu { (KernelOp::GemvSwiglu, KernelOp::GemmSwiglu) } else { (KernelOp::Gemv, KernelOp::Gemm) };
         match (self.m, entry) {
             (RowCount::One, _) => self.call(e, vector, Arg::Int(1)),
             (RowCount::Runtime(m), Entry::Decode) => self.call(e, vector, Arg::Value(m)),
@@ -118,7 +115,7 @@ impl Lowering<'_> {
     ) -> Result<(), LowerError> {
         let zero = e.int(0);
         e.for_range(zero, rows, 1, |e, row| {
-            let mut at = |e: &mut Emit, value: ValueId| {
+            let at = |e: &mut Emit, value: ValueId| {
                 let base = self.row_address(e, value, row);
                 e.index(base, columns.first, 4)
             };

@@ -130,6 +130,7 @@ impl<'a> Lowering<'a> {
             Op::Gelu => self.unary(id, KernelOp::Gelu, steps),
             Op::Softmax => self.unary(id, KernelOp::Softmax, steps),
             Op::L2Normalize => self.unary(id, KernelOp::L2Normalize, steps),
+            Op::Fill => self.fill(id, steps),
             Op::Slice => Ok(()),
             Op::Rope => self.rope(id, steps),
             Op::AttnRange | Op::AttnClustered => self.attention(id, steps),

@@ -227,10 +227,7 @@ impl<'a> Lowering<'a> {
         match residual {
             Some(r) if self.same_place(r, y) => Ok(()),
             Some(r) => self.tail(e, &[r], y, rows, columns, |_, _, v| v[0]),
-            None => self.tail(e, &[], y, rows, columns, |e, ty, _| {
-                let zero = e.b.ins().f32const(0.0);
-                if ty.is_vector() { e.b.ins().splat(ty, zero) } else { zero }
-            }),
+            None => self.tail(e, &[], y, rows, columns, |e, ty, _| e.float(ty, 0.0)),
         }
     }
 
