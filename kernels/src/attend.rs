@@ -3,6 +3,9 @@
 //! Softmax is online: keys come in blocks, a running maximum and sum per head rescale what was summed before. The
 //! weighted values are summed in the result itself, so scratch is a block of scores and two numbers per head.
 
+// Loops over registers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use crate::args::AttendArgs;
 use crate::math::{dot, dot4, exp_row, largest};
 use crate::simd::Simd;
@@ -392,14 +395,7 @@ unsafe fn attend<S: Simd>(s: S, args: &AttendArgs, keys: impl Fn(&AttendArgs, us
 #[inline(always)]
 pub(crate) unsafe fn attend_range<S: Simd>(s: S, args: &AttendArgs) {
     // SAFETY: the caller's promise covers the keys of the range.
-    unsafe {
-        attend(
-            s,
-            args,
-            #[inline(always)]
-            |args, position| Keys::in_range(args, position),
-        )
-    }
+    unsafe { attend(s, args, Keys::in_range) }
 }
 
 /// Attention over window, sinks and the query's own cluster.
@@ -409,12 +405,5 @@ pub(crate) unsafe fn attend_range<S: Simd>(s: S, args: &AttendArgs) {
 #[inline(always)]
 pub(crate) unsafe fn attend_clustered<S: Simd>(s: S, args: &AttendArgs) {
     // SAFETY: the caller's promise covers every position up to the query's.
-    unsafe {
-        attend(
-            s,
-            args,
-            #[inline(always)]
-            |args, position| Keys::clustered(args, position),
-        )
-    }
+    unsafe { attend(s, args, Keys::clustered) }
 }
