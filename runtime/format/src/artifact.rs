@@ -164,6 +164,16 @@ impl<'a> Artifact<'a> {
         self.contents.entries
     }
 
+    /// Offset of the `prefill` entry point in the code.
+    pub fn prefill_offset(&self) -> u64 {
+        self.contents.prefill
+    }
+
+    /// Offset of the `decode` entry point in the code; always there when the manifest says `CAN_DECODE`.
+    pub fn decode_offset(&self) -> Option<u64> {
+        self.contents.decode
+    }
+
     /// Steps in the order of execution.
     pub fn steps(&self) -> Table<'a, Step<'a>> {
         self.contents.steps

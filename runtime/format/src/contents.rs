@@ -46,6 +46,10 @@ pub(crate) struct Contents<'a> {
     pub extents: Table<'a, Extent>,
     pub components: Table<'a, Component<'a>>,
     pub target: Table<'a, Target<'a>>,
+    /// Offset of the `prefill` entry point.
+    pub prefill: u64,
+    /// Offset of the `decode` entry point.
+    pub decode: Option<u64>,
 }
 
 impl<'a> Contents<'a> {
@@ -63,7 +67,7 @@ impl<'a> Contents<'a> {
         let plan = section(SectionKind::Plan)?;
         let code_map = section(SectionKind::CodeMap)?;
         let weight_table = section(SectionKind::WeightTable)?;
-        let this = Self {
+        let mut this = Self {
             manifest: manifest.single()?,
             domain_names: manifest.table()?,
             features: manifest.table()?,
@@ -78,6 +82,8 @@ impl<'a> Contents<'a> {
             extents: weight_table.table()?,
             components: weight_table.table()?,
             target: section(SectionKind::Target)?.table()?,
+            prefill: 0,
+            decode: None,
         };
         this.check_manifest()?;
         let code = sections.bytes.get(SectionKind::Code.index());
@@ -143,7 +149,7 @@ impl<'a> Contents<'a> {
         Ok(())
     }
 
-    fn check_code(&self, code_bytes: u64) -> Result<(), FormatError> {
+    fn check_code(&mut self, code_bytes: u64) -> Result<(), FormatError> {
         let entries = self.entries.len();
         at_most("number of entries", MAX_ENTRIES as u64, entries as u64)
             .map_err(|fault| self.entries.error(0, fault))?;
@@ -160,15 +166,17 @@ impl<'a> Contents<'a> {
                 return Err(self.entries.error(index, fault));
             }
         }
-        let has = |name| self.entries.iter().any(|entry| entry.name == name);
-        let can_decode = self.manifest.flags.contains(ManifestFlags::CAN_DECODE);
-        let missing = |what| Err(self.entries.error(0, Fault::Missing { what }));
-        if !has(ENTRY_PREFILL) {
-            return missing("entry `prefill`");
+        let offset = |name| {
+            let mut entries = self.entries.iter();
+            entries.find(|entry| entry.name == name).map(|e| e.offset)
+        };
+        let missing = |what| self.entries.error(0, Fault::Missing { what });
+        let prefill = offset(ENTRY_PREFILL).ok_or_else(|| missing("entry `prefill`"))?;
+        let decode = offset(ENTRY_DECODE);
+        if self.manifest.flags.contains(ManifestFlags::CAN_DECODE) && decode.is_none() {
+            return Err(missing("entry `decode`"));
         }
-        if can_decode && !has(ENTRY_DECODE) {
-            return missing("entry `decode`");
-        }
+        (self.prefill, self.decode) = (prefill, decode);
         for (index, step) in self.steps.iter().enumerate() {
             range("Step", step.offset, u64::from(step.bytes), code_bytes)
                 .map_err(|fault| self.steps.error(index, fault))?;
