@@ -1,5 +1,7 @@
 //! Attributes of a node: constants by name, in the order of the op's schema.
 
+use core::fmt;
+
 /// The kind of an attribute's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttrKind {
@@ -26,11 +28,33 @@ pub enum AttrValue {
     Word(&'static str),
 }
 
+impl fmt::Display for AttrValue {
+    /// As in the text form: floats in the shortest form that reads back as the same bits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AttrValue::Int(n) => write!(f, "{n}"),
+            AttrValue::Float(x) => write!(f, "{x:?}"),
+            AttrValue::Bool(b) => write!(f, "{b}"),
+            AttrValue::Word(w) => f.write_str(w),
+        }
+    }
+}
+
 /// Attributes by name. The verifier holds every node's to its op's schema: each present, each of its kind.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Attrs(pub Vec<(&'static str, AttrValue)>);
 
 impl Attrs {
+    /// No attributes.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// These attributes, in this order.
+    pub fn of(pairs: &[(&'static str, AttrValue)]) -> Self {
+        Self(pairs.to_vec())
+    }
+
     /// The value of `name`, if present.
     pub fn get(&self, name: &str) -> Option<&AttrValue> {
         self.0.iter().find(|(n, _)| *n == name).map(|(_, v)| v)

@@ -88,6 +88,29 @@ pub enum Phase {
     Lowered,
 }
 
+impl Phase {
+    /// All phases, in order.
+    pub const ALL: [Phase; 6] =
+        [Phase::Imported, Phase::Canonical, Phase::Quantized, Phase::Fused, Phase::Planned, Phase::Lowered];
+
+    /// Name in the text form and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Imported => "imported",
+            Phase::Canonical => "canonical",
+            Phase::Quantized => "quantized",
+            Phase::Fused => "fused",
+            Phase::Planned => "planned",
+            Phase::Lowered => "lowered",
+        }
+    }
+
+    /// The phase of that name.
+    pub fn by_name(name: &str) -> Option<Phase> {
+        Phase::ALL.into_iter().find(|p| p.name() == name)
+    }
+}
+
 /// What the head computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadKind {
@@ -97,6 +120,25 @@ pub enum HeadKind {
     SequenceClassification,
     /// `GemModel`: one pooled, normalised row.
     Embedding,
+}
+
+impl HeadKind {
+    /// All heads.
+    pub const ALL: [HeadKind; 3] = [HeadKind::CausalLm, HeadKind::SequenceClassification, HeadKind::Embedding];
+
+    /// Name in the text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            HeadKind::CausalLm => "causal_lm",
+            HeadKind::SequenceClassification => "sequence_classification",
+            HeadKind::Embedding => "embedding",
+        }
+    }
+
+    /// The head of that name.
+    pub fn by_name(name: &str) -> Option<HeadKind> {
+        HeadKind::ALL.into_iter().find(|h| h.name() == name)
+    }
 }
 
 /// What the artifact's manifest says of the model, beyond the graph.
@@ -128,6 +170,27 @@ pub struct ModelInfo {
     pub config_json: String,
     /// Digest of config and weights, to find the model's reference outputs again.
     pub source_digest: [u8; 32],
+}
+
+impl Default for ModelInfo {
+    /// Nothing known: a graph by itself, as in tests. The text form leaves out what equals this.
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            head: HeadKind::CausalLm,
+            vocab_size: 0,
+            hidden_size: 0,
+            num_layers: 0,
+            num_clusters: 0,
+            domain_names: Vec::new(),
+            num_labels: 0,
+            max_position_embeddings: 0,
+            is_causal: true,
+            why_no_decode: None,
+            config_json: String::new(),
+            source_digest: [0; 32],
+        }
+    }
 }
 
 /// A model as a graph.
@@ -198,6 +261,23 @@ impl Graph {
     /// A node.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
+    }
+
+    /// A type as the text form writes it: `f32[T, 192]`.
+    pub fn show_type(&self, ty: &TensorType) -> String {
+        let mut out = format!("{}[", ty.dtype);
+        for (i, dim) in ty.shape.iter().enumerate() {
+            out.push_str(if i == 0 { "" } else { ", " });
+            match dim {
+                Dim::Const(n) => out.push_str(&n.to_string()),
+                Dim::Sym(s) => match self.symbols.get(s.0 as usize) {
+                    Some(symbol) => out.push_str(&symbol.name),
+                    None => out.push_str(&format!("symbol {}", s.0)),
+                },
+            }
+        }
+        out.push(']');
+        out
     }
 
     /// Largest value of a dimension when T ≤ `max_tokens`.

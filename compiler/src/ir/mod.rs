@@ -6,12 +6,19 @@
 //! read when a target packs them, so a graph of billions of parameters costs a few kilobytes.
 
 mod attrs;
+mod build;
 mod graph;
+pub mod limits;
+mod text;
 mod types;
+mod verify;
+mod view;
 mod weights;
 
 pub use crate::ops::Op;
 pub use attrs::{AttrKind, AttrValue, Attrs};
 pub use graph::{Graph, HeadKind, ModelInfo, Node, NodeId, Operand, Output, Phase, ValueId, ValueInfo};
+pub use text::{ParseError, parse};
 pub use types::{DType, Dim, Symbol, SymbolId, TensorType};
+pub use verify::VerifyError;
 pub use weights::{Component, Weight, WeightDef, WeightId, WeightSource};

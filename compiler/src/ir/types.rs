@@ -40,6 +40,19 @@ impl DType {
             DType::U8 => "u8",
         }
     }
+
+    /// The type of that name.
+    pub fn by_name(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// F32, F16 or BF16.
+    pub const fn is_float(self) -> bool {
+        match self {
+            DType::F32 | DType::F16 | DType::BF16 => true,
+            DType::U32 | DType::U8 => false,
+        }
+    }
 }
 
 /// A symbolic row count of a graph.
@@ -77,6 +90,14 @@ impl Dim {
         match self {
             Dim::Const(n) => Some(n),
             Dim::Sym(_) => None,
+        }
+    }
+
+    /// The symbol, if it is one.
+    pub const fn as_symbol(self) -> Option<SymbolId> {
+        match self {
+            Dim::Sym(s) => Some(s),
+            Dim::Const(_) => None,
         }
     }
 }

@@ -27,6 +27,39 @@ pub enum Component {
     Modules,
 }
 
+impl Component {
+    /// All components, in the order of their declaration.
+    pub const ALL: [Component; 8] = [
+        Component::Embedding,
+        Component::Head,
+        Component::Norm,
+        Component::TokenRouter,
+        Component::Routing,
+        Component::Attention,
+        Component::General,
+        Component::Modules,
+    ];
+
+    /// Name in the text form, in recipes and in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Component::Embedding => "embedding",
+            Component::Head => "head",
+            Component::Norm => "norm",
+            Component::TokenRouter => "token_router",
+            Component::Routing => "routing",
+            Component::Attention => "attention",
+            Component::General => "general",
+            Component::Modules => "modules",
+        }
+    }
+
+    /// The component of that name.
+    pub fn by_name(name: &str) -> Option<Component> {
+        Component::ALL.into_iter().find(|c| c.name() == name)
+    }
+}
+
 /// Where a weight's numbers come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WeightDef {
@@ -72,6 +105,18 @@ pub struct Weight {
     pub def: WeightDef,
     /// Part of the model.
     pub component: Component,
+}
+
+impl WeightDef {
+    /// The weights that this one is derived from.
+    pub fn bases(&self) -> Vec<WeightId> {
+        match self {
+            WeightDef::Stored | WeightDef::Splat(_) | WeightDef::Random { .. } => Vec::new(),
+            WeightDef::Concat(parts) => parts.clone(),
+            WeightDef::ScaleColumns { base, columns } => vec![*base, *columns],
+            WeightDef::Scale { base, .. } => vec![*base],
+        }
+    }
 }
 
 impl Weight {
