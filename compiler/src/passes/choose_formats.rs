@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::edit::{reach, weight_readers};
+use super::edit::weight_readers;
 use super::{PassContext, PassError, PassReport, Recipe};
-use crate::ir::{Component, DType, Graph, NodeId, Op, Phase, WeightId};
+use crate::ir::{Component, DType, Graph, NodeId, Op, WeightId};
 
 pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, PassError> {
     let readers = weight_readers(graph);
@@ -21,7 +21,6 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
             weight.dtype = to;
         }
     }
-    reach(graph, Phase::Quantized);
     let mut report = PassReport::default();
     for ((component, from, to), weights) in changes {
         report.fire(component.name(), format!("{weights} weights {from} -> {to}"));
@@ -45,10 +44,7 @@ fn format_of(graph: &Graph, recipe: Recipe, id: WeightId, readers: &[(NodeId, us
 
 /// Whether an op multiplies by its weights as matrices or looks up their rows.
 fn is_matrix_reader(op: Op) -> bool {
-    matches!(
-        op,
-        Op::Embed | Op::Linear | Op::LinearSwiglu | Op::ExpertLinear | Op::ExpertApply | Op::ExpertFfn
-    )
+    matches!(op, Op::Embed | Op::Linear | Op::LinearSwiglu | Op::ExpertLinear | Op::ExpertApply | Op::ExpertFfn)
 }
 
 /// The token router's head decides on domains: its few rows stay exact. A SCAR query is a projection like any other.

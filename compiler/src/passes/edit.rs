@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use crate::ir::{AttrValue, Attrs, Graph, Node, NodeId, Op, Operand, Phase, ValueId, Weight, WeightDef, WeightId};
+use crate::ir::{AttrValue, Attrs, Graph, Node, NodeId, Op, Operand, ValueId, Weight, WeightDef, WeightId, limits};
 
 /// Definitions and uses of a graph as it was when this was made.
 pub(super) struct Links {
@@ -106,11 +106,6 @@ impl Edit {
         self.replaced.insert(at, Vec::new());
     }
 
-    /// Whether the node has been replaced or removed.
-    pub(super) fn touches(&self, at: NodeId) -> bool {
-        self.replaced.contains_key(&at)
-    }
-
     /// Changes the graph.
     pub(super) fn apply(mut self, graph: &mut Graph) {
         let nodes = std::mem::take(&mut graph.nodes);
@@ -150,13 +145,18 @@ pub(super) fn common_label<'a>(labels: impl IntoIterator<Item = &'a str>) -> Str
     if parts.is_empty() { first.into() } else { parts.join(".") }
 }
 
+/// What a report calls a node: its label, or its op if it has none.
+pub(super) fn title(node: &Node) -> &str {
+    if node.label.is_empty() { node.op.row().name } else { &node.label }
+}
+
 /// A weight name that is not taken: `wanted`, or `wanted.2`, `wanted.3`, …
 pub(super) fn fresh_weight_name(graph: &Graph, wanted: &str) -> String {
-    let taken = |name: &str| graph.weights.iter().any(|w| w.name == name);
-    if !taken(wanted) {
+    if graph.is_free_weight_name(wanted) {
         return wanted.into();
     }
-    (2u64..).map(|n| format!("{wanted}.{n}")).find(|name| !taken(name)).expect("finitely many weights")
+    let mut numbered = (2u64..).map(|n| format!("{wanted}.{n}"));
+    numbered.find(|name| graph.is_free_weight_name(name)).expect("finitely many weights")
 }
 
 /// A weight computed from `base` with its type, shape and component.
@@ -164,6 +164,15 @@ pub(super) fn derive_weight(graph: &mut Graph, base: WeightId, suffix: &str, def
     let name = fresh_weight_name(graph, &format!("{}.{suffix}", graph.weight(base).name));
     let weight = Weight { name, def, ..graph.weight(base).clone() };
     graph.add_weight(weight)
+}
+
+/// Why no weight can be derived from this one: definitions are only so deep.
+pub(super) fn why_not_derive(graph: &Graph, id: WeightId) -> Option<String> {
+    fn depth(graph: &Graph, id: WeightId) -> u32 {
+        graph.weight(id).def.bases().into_iter().map(|base| depth(graph, base) + 1).max().unwrap_or(0)
+    }
+    let max = limits::MAX_WEIGHT_DEPTH;
+    (depth(graph, id) >= max).then(|| format!("weight @{} is already {max} derivations deep", graph.weight(id).name))
 }
 
 /// Sorts nodes so that every value is defined before its use, as close to their present order as that allows.
@@ -202,9 +211,4 @@ pub(super) fn sort_by_dependencies(graph: &mut Graph) -> Result<(), String> {
 pub(super) fn reorder(graph: &mut Graph, order: &[usize]) {
     let mut nodes: Vec<Option<Node>> = std::mem::take(&mut graph.nodes).into_iter().map(Some).collect();
     graph.nodes = order.iter().map(|i| nodes[*i].take().expect("a permutation")).collect();
-}
-
-/// Raises the phase; a graph never goes back.
-pub(super) fn reach(graph: &mut Graph, phase: Phase) {
-    graph.phase = graph.phase.max(phase);
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::edit::Edit;
+use super::edit::{Edit, title};
 use super::{PassContext, PassError, PassReport};
-use crate::ir::{AttrValue, Graph, Node, NodeId, Op, Operand, ValueId};
+use crate::ir::{AttrValue, Dim, Graph, Node, NodeId, Op, Operand, SymbolId, ValueId};
 
 /// What makes two nodes the same: op, operands, attributes (numbers by their bits).
 type Key = (Op, Vec<Operand>, Vec<(&'static str, u64, &'static str)>);
@@ -37,9 +37,10 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
         let earlier = graph.node(*earlier);
         same.extend(node.results.iter().copied().zip(earlier.results.iter().copied()));
         edit.remove(NodeId(i as u32));
-        report.fire(&node.label, format!("{} is that of {}", node.op.row().name, earlier.label));
+        report.fire(title(node), format!("{} is that of {}", node.op.row().name, title(earlier)));
     }
     edit.apply(graph);
+    unite_symbols(graph, &same);
     let first_of = |v: ValueId| same.get(&v).copied().unwrap_or(v);
     for operand in graph.nodes.iter_mut().flat_map(|n| n.operands.iter_mut()) {
         if let Operand::Value(v) = operand {
@@ -48,4 +49,16 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
     }
     graph.outputs.iter_mut().for_each(|o| o.value = first_of(o.value));
     Ok(report)
+}
+
+/// Row counts of equal `route.group`s are one: everything downstream of the later one is typed by the earlier's symbol.
+fn unite_symbols(graph: &mut Graph, same: &HashMap<ValueId, ValueId>) {
+    let rows = |v: &ValueId| graph.ty(*v).rows().as_symbol();
+    let pairs = same.iter().filter_map(|(mine, theirs)| Some((rows(mine)?, rows(theirs)?)));
+    let united: HashMap<SymbolId, SymbolId> = pairs.filter(|(mine, theirs)| mine != theirs).collect();
+    for dim in graph.values.iter_mut().flat_map(|v| v.ty.shape.iter_mut()) {
+        if let Dim::Sym(s) = dim {
+            *s = united.get(s).copied().unwrap_or(*s);
+        }
+    }
 }

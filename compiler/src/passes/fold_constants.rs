@@ -1,7 +1,6 @@
 //! `fold-constants`: algebra that needs no data: factors of 1, scales of scales, weights that are one repeated value.
 
-use super::edit::Links;
-use super::eliminate_dead_code::map_bases;
+use super::edit::{Links, title};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{AttrValue, DType, Graph, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
 
@@ -58,6 +57,16 @@ fn fold_weights(graph: &mut Graph, report: &mut PassReport) {
     }
 }
 
+/// Makes a definition refer to other weights.
+fn map_bases(def: &mut WeightDef, map: impl Fn(WeightId) -> WeightId) {
+    match def {
+        WeightDef::Stored | WeightDef::Splat(_) | WeightDef::Random { .. } => {}
+        WeightDef::Concat(parts) => parts.iter_mut().for_each(|p| *p = map(*p)),
+        WeightDef::ScaleColumns { base, columns } => (*base, *columns) = (map(*base), map(*columns)),
+        WeightDef::Scale { base, .. } => *base = map(*base),
+    }
+}
+
 /// One step. A base that is stored narrower than f32 rounds its numbers, so nothing is pulled through it.
 fn simplify(graph: &Graph, id: WeightId) -> Option<Simpler> {
     let weight = graph.weight(id);
@@ -71,8 +80,9 @@ fn simplify(graph: &Graph, id: WeightId) -> Option<Simpler> {
             }
             match &graph.weight(*base).def {
                 WeightDef::Splat(x) if wide(*base) => finite(x * factor).map(|x| Simpler::Def(WeightDef::Splat(x))),
-                WeightDef::Scale { base: inner, factor: first } if wide(*base) => finite(first * factor)
-                    .map(|factor| Simpler::Def(WeightDef::Scale { base: *inner, factor })),
+                WeightDef::Scale { base: inner, factor: first } if wide(*base) => {
+                    finite(first * factor).map(|factor| Simpler::Def(WeightDef::Scale { base: *inner, factor }))
+                }
                 WeightDef::Stored
                 | WeightDef::Splat(_)
                 | WeightDef::Random { .. }
@@ -121,7 +131,7 @@ fn fold_nodes(graph: &mut Graph, report: &mut PassReport) {
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let row = node.op.row();
-        let label = node.label.clone();
+        let label = title(node).to_owned();
         if node.op == Op::RmsNorm && is_ones(graph, node.operands[1]) {
             report.fire(label, format!("{}: a weight of ones is none", row.name));
             graph.nodes[i].operands[1] = Operand::None;
@@ -150,7 +160,7 @@ fn is_ones(graph: &Graph, operand: Operand) -> bool {
 /// A scale of 1 is its operand (returned); a scale of a scale is one scale.
 fn fold_scale_node(graph: &mut Graph, links: &Links, at: NodeId, report: &mut PassReport) -> Option<ValueId> {
     let node = graph.node(at);
-    let (label, mut x, mut factor) = (node.label.clone(), node.operands[0], node.attrs.float("factor"));
+    let (label, mut x, mut factor) = (title(node).to_owned(), node.operands[0], node.attrs.float("factor"));
     if let Some((_, inner)) = links.maker(graph, x, Op::Scale) {
         let product = inner.attrs.float("factor") * factor;
         if !product.is_finite() {
@@ -173,7 +183,7 @@ fn fold_scale_node(graph: &mut Graph, links: &Links, at: NodeId, report: &mut Pa
 /// A slice of all columns is its operand (returned); a slice of a slice is one slice.
 fn fold_slice_node(graph: &mut Graph, links: &Links, at: NodeId, report: &mut PassReport) -> Option<ValueId> {
     let node = graph.node(at);
-    let label = node.label.clone();
+    let label = title(node).to_owned();
     let (mut x, mut begin, mut end) = (node.operands[0], node.attrs.int("begin"), node.attrs.int("end"));
     if let Some((_, inner)) = links.maker(graph, x, Op::Slice) {
         let shift = inner.attrs.int("begin");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::edit::{Links, derive_weight, weight_readers};
+use super::edit::{Links, derive_weight, title, weight_readers, why_not_derive};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{DType, Graph, Node, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
 
@@ -12,7 +12,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let (Op::RmsNorm, Operand::Weight(columns)) = (node.op, node.operands[1]) else { continue };
-        let (label, result) = (node.label.clone(), node.results[0]);
+        let (label, result) = (title(node).to_owned(), node.results[0]);
         let users = match foldable_users(graph, result) {
             Ok(users) => users,
             Err(reason) => {
@@ -59,10 +59,10 @@ fn foldable_users(graph: &Graph, value: ValueId) -> Result<Vec<(NodeId, usize)>,
         let node = graph.node(user);
         let name = node.op.row().name;
         let Some(weights) = multiplied(node) else {
-            return Err(format!("its result goes to {name} of {}", node.label));
+            return Err(format!("its result goes to {name} of {}", title(node)));
         };
         if node.operands.iter().skip(1).any(|o| *o == Operand::Value(value)) {
-            return Err(format!("its result is also another operand of {name} of {}", node.label));
+            return Err(format!("its result is also another operand of {name} of {}", title(node)));
         }
         places.extend(weights.map(|place| (user, place)));
     }
@@ -73,9 +73,12 @@ fn foldable_users(graph: &Graph, value: ValueId) -> Result<Vec<(NodeId, usize)>,
         if weight.dtype != DType::F32 {
             return Err(format!("weight @{} is stored {}: folding would round it again", weight.name, weight.dtype));
         }
+        if let Some(reason) = why_not_derive(graph, id) {
+            return Err(reason);
+        }
         if let Some((other, _)) = readers[id.0 as usize].iter().find(|reader| !places.contains(reader)) {
             let other = graph.node(*other);
-            let reader = format!("{} of {}", other.op.row().name, other.label);
+            let reader = format!("{} of {}", other.op.row().name, title(other));
             return Err(format!("weight @{} is also read by {reader}: it would be stored twice", weight.name));
         }
     }

@@ -1,7 +1,7 @@
 //! `fold-scale`: takes an explicit `scale` into the weight of the `linear` before it, or into the scale of the
 //! attention or routing scores after it.
 
-use super::edit::{Edit, Links, derive_weight, is_plain_linear, weight_readers};
+use super::edit::{Edit, Links, derive_weight, is_plain_linear, title, weight_readers, why_not_derive};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{AttrValue, DType, Graph, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
 
@@ -16,7 +16,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
         if node.op != Op::Scale {
             continue;
         }
-        let (label, x, result) = (node.label.clone(), node.operands[0], node.results[0]);
+        let (label, x, result) = (title(node).to_owned(), node.operands[0], node.results[0]);
         let factor = node.attrs.float("factor");
         let into_weight = weight_to_scale(graph, &links, &readers, x, factor);
         if let Ok((linear, base)) = into_weight {
@@ -33,7 +33,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
             Ok(scores) => {
                 for (node, scale) in scores {
                     let node = &mut graph.nodes[node.0 as usize];
-                    report.fire(&label, format!("scale {factor} into {} of {}", node.op.row().name, node.label));
+                    report.fire(&label, format!("scale {factor} into {} of {}", node.op.row().name, title(node)));
                     node.attrs.set("scale", AttrValue::Float(scale));
                 }
                 graph.replace_uses(result, x.value().expect("a scale has an operand"));
@@ -64,7 +64,13 @@ fn weight_to_scale(
     let id = linear.operands[1].weight().expect("a linear has a weight");
     let weight = graph.weight(id);
     if weight.dtype != DType::F32 && !is_power_of_two(factor) {
-        return Err(format!("weight @{} is stored {}: folding {factor} would round it again", weight.name, weight.dtype));
+        return Err(format!(
+            "weight @{} is stored {}: folding {factor} would round it again",
+            weight.name, weight.dtype
+        ));
+    }
+    if let Some(reason) = why_not_derive(graph, id) {
+        return Err(reason);
     }
     match readers[id.0 as usize].len() {
         1 => Ok((at, id)),
@@ -78,12 +84,7 @@ fn is_power_of_two(x: f32) -> bool {
 }
 
 /// New scales of the nodes that read a scaled value, if all of them are scores linear in it.
-fn scores_after(
-    graph: &Graph,
-    links: &Links,
-    value: ValueId,
-    factor: f32,
-) -> Result<Vec<(NodeId, f32)>, String> {
+fn scores_after(graph: &Graph, links: &Links, value: ValueId, factor: f32) -> Result<Vec<(NodeId, f32)>, String> {
     if graph.is_output(value) {
         return Err("it is a graph output".into());
     }
@@ -100,7 +101,7 @@ fn scores_after(
         };
         let scale = node.attrs.float("scale") * factor.powi(times);
         if !scale.is_finite() || scale <= 0.0 {
-            return Err(format!("the scale of {} would be {scale}", node.label));
+            return Err(format!("the scale of {} would be {scale}", title(node)));
         }
         scores.push((user, scale));
     }

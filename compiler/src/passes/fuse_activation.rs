@@ -1,6 +1,6 @@
 //! `fuse-activation`: `silu` or `gelu` of a `linear` becomes the linear's activation.
 
-use super::edit::{Edit, Links, linear_attrs};
+use super::edit::{Edit, Links, linear_attrs, title};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{Graph, NodeId, Op, Operand};
 
@@ -24,14 +24,14 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
         });
         match linear {
             Ok((id, linear)) => {
-                report.fire(&linear.label, format!("linear + {act} -> linear{{act={act}}}"));
+                report.fire(title(linear), format!("linear + {act} -> linear{{act={act}}}"));
                 let mut fused = linear.clone();
                 fused.attrs = linear_attrs(act);
                 fused.results = node.results.clone();
                 edit.remove(id);
                 edit.replace(NodeId(i as u32), vec![fused]);
             }
-            Err(reason) => report.miss(&node.label, reason),
+            Err(reason) => report.miss(title(node), reason),
         }
     }
     edit.apply(graph);

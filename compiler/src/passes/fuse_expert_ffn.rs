@@ -1,6 +1,6 @@
 //! `fuse-expert-ffn`: the ragged products of a module layer become one `expert.ffn`, which goes module by module.
 
-use super::edit::{Edit, Links, common_label, no_attrs};
+use super::edit::{Edit, Links, common_label, no_attrs, title};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{Graph, Node, NodeId, Op, Operand};
 
@@ -26,7 +26,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
             Ok(parts) => {
                 let absorbed = parts.absorbed.iter().map(|id| graph.node(*id).label.as_str());
                 let label = common_label(absorbed.chain([combine.label.as_str()]));
-                report.fire(&label, "route.gather + expert.linear + silu + mul + route.combine -> expert.ffn");
+                report.fire(title(combine), "route.gather + expert.linear + silu + mul + route.combine -> expert.ffn");
                 parts.absorbed.iter().for_each(|id| edit.remove(*id));
                 let fixed = [parts.x, parts.offsets, combine.operands[1], combine.operands[2], combine.operands[3]];
                 let fused = Node {
@@ -38,7 +38,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
                 };
                 edit.replace(NodeId(i as u32), vec![fused]);
             }
-            Err(reason) => report.miss(&combine.label, reason),
+            Err(reason) => report.miss(title(combine), reason),
         }
     }
     edit.apply(graph);
@@ -79,13 +79,7 @@ fn match_parts(graph: &Graph, links: &Links, combine: &Node) -> Result<Parts, St
 }
 
 /// Offsets, gathered tokens, combined tokens and gates must all come from one `route.group`.
-fn check_group(
-    graph: &Graph,
-    links: &Links,
-    gather: &Node,
-    offsets: Operand,
-    combine: &Node,
-) -> Result<(), String> {
+fn check_group(graph: &Graph, links: &Links, gather: &Node, offsets: Operand, combine: &Node) -> Result<(), String> {
     let Some((_, group)) = links.maker(graph, offsets, Op::RouteGroup) else {
         return Err(format!("wanted offsets from route.group, found {}", links.describe_origin(graph, offsets)));
     };

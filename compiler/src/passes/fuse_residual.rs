@@ -4,7 +4,7 @@
 //! `expert.ffn`, `route.combine`) form a chain in program order that begins with the sum of the other leaves, so that
 //! the memory plan can let all of them accumulate into one buffer.
 
-use super::edit::{Edit, Links, sort_by_dependencies};
+use super::edit::{Edit, Links, sort_by_dependencies, title};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{Graph, Node, NodeId, Op, Operand, ValueId};
 
@@ -73,7 +73,7 @@ fn fuse_tree(graph: &Graph, links: &Links, root: NodeId, edit: &mut Edit, report
             }
         }
     }
-    let label = &graph.node(root).label;
+    let label = title(graph.node(root));
     if chain.is_empty() {
         report.miss(label, format!("nothing to add into: it adds {}", reasons.join(" and ")));
         return;
@@ -104,7 +104,7 @@ fn fuse_tree(graph: &Graph, links: &Links, root: NodeId, edit: &mut Edit, report
             node.results = graph.node(root).results.clone();
         }
         sum = node.results[0];
-        report.fire(&node.label, format!("{} + add -> {} with residual", node.op.row().name, node.op.row().name));
+        report.fire(title(&node), format!("{} + add -> {} with residual", node.op.row().name, node.op.row().name));
         edit.replace(id, vec![node]);
     }
 }

@@ -1,6 +1,6 @@
 //! `fuse-swiglu`: `silu(x·gateᵀ) ⊙ (x·upᵀ)` becomes one `linear.swiglu`.
 
-use super::edit::{Edit, Links, common_label, is_plain_linear, no_attrs};
+use super::edit::{Edit, Links, common_label, is_plain_linear, no_attrs, title};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{Graph, Node, NodeId, Op, Operand};
 
@@ -25,7 +25,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
             Ok(parts) => {
                 let labels = [parts.gate.0, parts.up.0, NodeId(i as u32)].map(|id| graph.node(id).label.as_str());
                 let label = common_label(labels);
-                report.fire(&label, "linear + linear + silu + mul -> linear.swiglu");
+                report.fire(title(node), "linear + linear + silu + mul -> linear.swiglu");
                 edit.remove(parts.gate.0);
                 edit.remove(parts.up.0);
                 parts.silu.into_iter().for_each(|silu| edit.remove(silu));
@@ -38,7 +38,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
                 };
                 edit.replace(NodeId(i as u32), vec![fused]);
             }
-            Err(reason) => report.miss(&node.label, reason),
+            Err(reason) => report.miss(title(node), reason),
         }
     }
     edit.apply(graph);
@@ -52,11 +52,7 @@ fn gate_and_up(graph: &Graph, links: &Links, mul: &Node) -> Option<(Operand, Ope
             || links.maker(graph, operand, Op::Linear).is_some_and(|(_, n)| n.attrs.word("act") == "silu")
     };
     let (a, b) = (mul.operands[0], mul.operands[1]);
-    if activated(a) {
-        Some((a, b))
-    } else {
-        activated(b).then_some((b, a))
-    }
+    if activated(a) { Some((a, b)) } else { activated(b).then_some((b, a)) }
 }
 
 fn match_parts(graph: &Graph, links: &Links, gate: Operand, up: Operand) -> Result<Parts, String> {

@@ -1,9 +1,11 @@
 //! `merge-projections`: linears that read the same input become one linear and views of its columns.
 
-use super::edit::{Edit, Links, common_label, fresh_weight_name, is_plain_linear, linear_attrs, weight_readers};
+use super::edit::{
+    Edit, Links, common_label, fresh_weight_name, is_plain_linear, linear_attrs, title, weight_readers, why_not_derive,
+};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{
-    AttrValue, Attrs, DType, Graph, Node, NodeId, Op, Operand, TensorType, ValueId, Weight, WeightDef, WeightId,
+    AttrValue, Attrs, DType, Graph, Node, NodeId, Op, Operand, TensorType, ValueId, Weight, WeightDef, WeightId, limits,
 };
 use crate::plan::reads_dense;
 
@@ -23,10 +25,16 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
         for id in linears {
             match why_not(graph, &links, &readers, id) {
                 None => mergeable.push(id),
-                Some(reason) => report.miss(&graph.node(id).label, reason),
+                Some(reason) => report.miss(title(graph.node(id)), reason),
             }
         }
         for group in by_format(graph, &mergeable, &mut report) {
+            let weights = group.iter().map(|id| graph.weight(weight_of(graph.node(*id))));
+            let (rows, elems) = weights.fold((0, 0), |(rows, elems), w| (rows + w.rows(), elems + w.elems()));
+            if rows > limits::MAX_COLS || elems > limits::MAX_WEIGHT_ELEMS {
+                report.miss(title(graph.node(group[0])), format!("together they have {rows} rows, {elems} elements"));
+                continue;
+            }
             merge(graph, x, &group, &mut edit, &mut report);
         }
     }
@@ -50,12 +58,12 @@ fn why_not(graph: &Graph, links: &Links, readers: &[Vec<(NodeId, usize)>], id: N
     }
     for user in links.users(result).iter().map(|id| graph.node(*id)) {
         if user.operands.iter().enumerate().any(|(i, o)| *o == Operand::Value(result) && reads_dense(user.op, i)) {
-            return Some(format!("{} of {} reads rows without gaps", user.op.row().name, user.label));
+            return Some(format!("{} of {} reads rows without gaps", user.op.row().name, title(user)));
         }
     }
     let weight = weight_of(node);
     match readers[weight.0 as usize].len() {
-        1 => None,
+        1 => why_not_derive(graph, weight),
         n => Some(format!("weight @{} is read at {n} places: it would be stored twice", graph.weight(weight).name)),
     }
 }
@@ -71,7 +79,7 @@ fn by_format(graph: &Graph, linears: &[NodeId], report: &mut PassReport) -> Vec<
         } else if let (Some(only), Some(other)) = (group.first(), linears.iter().find(|id| weight(id).dtype != dtype)) {
             let (own, other) = (weight(only), weight(other));
             let reason = format!("weight @{} is stored {dtype}, @{} {}", own.name, other.name, other.dtype);
-            report.miss(&graph.node(*only).label, reason);
+            report.miss(title(graph.node(*only)), reason);
         }
     }
     groups
@@ -81,7 +89,8 @@ fn by_format(graph: &Graph, linears: &[NodeId], report: &mut PassReport) -> Vec<
 fn merge(graph: &mut Graph, x: ValueId, group: &[NodeId], edit: &mut Edit, report: &mut PassReport) {
     let parts: Vec<WeightId> = group.iter().map(|id| weight_of(graph.node(*id))).collect();
     let label = common_label(group.iter().map(|id| graph.node(*id).label.as_str()));
-    let largest = parts.iter().copied().reduce(|a, b| if graph.weight(b).elems() > graph.weight(a).elems() { b } else { a });
+    let largest =
+        parts.iter().copied().reduce(|a, b| if graph.weight(b).elems() > graph.weight(a).elems() { b } else { a });
     let largest = graph.weight(largest.expect("a group has parts")).clone();
     let rows: u64 = parts.iter().map(|w| graph.weight(*w).rows()).sum();
     let name = fresh_weight_name(graph, &format!("{}.merged", graph.weight(parts[0]).name));

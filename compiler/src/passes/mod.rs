@@ -29,10 +29,10 @@ mod plan_memory;
 mod report;
 mod schedule;
 
-pub use context::{DEFAULT_CHUNK_TOKENS, PassContext, Recipe, UnknownRecipe, default_chunk, why_whole_sequence};
+pub use context::{PassContext, Recipe, UnknownRecipe};
 pub use report::{Fired, Missed, PassReport};
 
-use crate::ir::{Graph, Phase};
+use crate::ir::{Graph, Phase, VerifyError};
 use crate::plan::{Plan, PlanError};
 
 /// What a pass is run as.
@@ -63,12 +63,12 @@ pub enum PassError {
         message: String,
     },
     /// The pass left a graph that is not one.
-    #[error("the graph after {pass} is broken: {message}")]
+    #[error("the graph after {pass} is broken: {error}")]
     Broken {
         /// The pass.
         pass: &'static str,
         /// The verifier's message.
-        message: String,
+        error: VerifyError,
     },
     /// There is no memory plan.
     #[error("plan-memory: {0}")]
@@ -138,8 +138,7 @@ pub enum StopAfter {
 impl StopAfter {
     /// From the name of a phase or a pass, as `--dump-ir` takes it.
     pub fn parse(name: &str) -> Option<Self> {
-        let phases = [Phase::Imported, Phase::Canonical, Phase::Quantized, Phase::Fused, Phase::Planned];
-        let phase = phases.into_iter().find(|p| p.name() == name).map(StopAfter::Phase);
+        let phase = Phase::by_name(name).map(StopAfter::Phase);
         phase.or_else(|| by_name(name).map(|row| StopAfter::Pass(row.name)))
     }
 }
@@ -154,17 +153,16 @@ pub fn pipeline(from: Phase, stop_after: Option<StopAfter>) -> Vec<&'static Pass
     PASSES[..until].iter().filter(|row| row.phase > from).collect()
 }
 
-/// Runs one pass and numbers the values anew, in program order. Debug builds verify the graph afterwards.
+/// Runs one pass, then drops the weights, values and symbols that nothing refers to any more and numbers the rest in
+/// program order. Debug builds verify the graph. The graph's phase stays.
 ///
 /// # Errors
 /// What the pass says, or that it broke the graph.
 pub fn run_pass(row: &PassRow, graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, PassError> {
     let report = (row.run)(graph, ctx)?;
-    if report.plan.is_none() {
-        eliminate_dead_code::renumber_values(graph);
-    }
+    graph.compact();
     if cfg!(debug_assertions) {
-        verify(graph).map_err(|message| PassError::Broken { pass: row.name, message })?;
+        graph.verify().map_err(|error| PassError::Broken { pass: row.name, error })?;
     }
     Ok(report)
 }
@@ -184,6 +182,9 @@ pub fn run_pipeline(
     let mut plan = None;
     for row in rows {
         let report = run_pass(row, graph, ctx)?;
+        if PASSES.iter().rfind(|other| other.phase == row.phase).is_some_and(|last| last.name == row.name) {
+            graph.phase = row.phase;
+        }
         observer(row, graph, &report);
         plan = report.plan;
     }

@@ -3,9 +3,9 @@
 //! Program order stays the rule. A node sinks when its results, kept for less long, weigh more than the operands that
 //! have to be kept for longer. Selections and groups thus end up right before the modules that need them.
 
-use super::edit::{Links, reach, reorder};
+use super::edit::{Links, reorder, title};
 use super::{PassContext, PassError, PassReport};
-use crate::ir::{Graph, NodeId, Op, Phase, ValueId};
+use crate::ir::{Graph, NodeId, Op, ValueId};
 use crate::plan::Views;
 
 pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, PassError> {
@@ -37,12 +37,11 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
         if kept > extended {
             order.sink(at, first);
             let (user, name) = (graph.node(first), node.op.row().name);
-            report.fire(&node.label, format!("{name} moves down to {} of {}", user.op.row().name, user.label));
+            report.fire(title(node), format!("{name} moves down to {} of {}", user.op.row().name, title(user)));
         }
     }
     report.fired.reverse();
     reorder(graph, &order.nodes.iter().map(|id| id.0 as usize).collect::<Vec<_>>());
-    reach(graph, Phase::Fused);
     Ok(report)
 }
 
