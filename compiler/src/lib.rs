@@ -3,6 +3,8 @@
 //! `import` (a model folder, a preset or `.lir` text) → [`ir`] → passes → memory plan. Targets take it from there; they
 //! and the runtime meet this crate only through the planned IR and the artifact format.
 
+pub mod interp;
 pub mod ir;
 pub mod ops;
+pub mod passes;
 pub mod plan;

@@ -13,6 +13,7 @@ mod text;
 mod types;
 mod verify;
 mod view;
+mod weight_reader;
 mod weights;
 
 pub use crate::ops::Op;
@@ -21,4 +22,5 @@ pub use graph::{Graph, HeadKind, ModelInfo, Node, NodeId, Operand, Output, Phase
 pub use text::{ParseError, parse};
 pub use types::{DType, Dim, Symbol, SymbolId, TensorType};
 pub use verify::VerifyError;
-pub use weights::{Component, Weight, WeightDef, WeightId, WeightSource};
+pub use weight_reader::{WeightError, WeightReader};
+pub use weights::{Component, NoSource, Weight, WeightDef, WeightId, WeightSource};

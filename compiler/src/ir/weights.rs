@@ -67,7 +67,8 @@ pub enum WeightDef {
     Stored,
     /// One repeated value, no storage.
     Splat(f32),
-    /// Pseudo-random, uniform with mean 0 and this standard deviation: element i depends on `seed` and i alone.
+    /// Pseudo-random, uniform with mean 0 and this standard deviation: element i depends on `seed` and i alone. Every
+    /// element is a number that F16 can hold, so the model is the same whether it is stored as F16 or F32.
     Random {
         /// Stream.
         seed: u64,
@@ -140,4 +141,26 @@ impl Weight {
 pub trait WeightSource: Send + Sync {
     /// Writes rows `first_row ..` of the named tensor as f32 (exact for F16 and BF16) into `out`, a whole number of rows.
     fn read_rows(&self, name: &str, first_row: u64, out: &mut [f32]) -> Result<(), String>;
+
+    /// The element type that the named tensor is stored in, if there is such a tensor.
+    fn stored_dtype(&self, name: &str) -> Option<DType>;
+
+    /// Writes the bits of rows `first_row ..` of a tensor that is stored as F16. `false`: it is not, nothing was written.
+    fn read_f16_bits(&self, _name: &str, _first_row: u64, _out: &mut [u16]) -> Result<bool, String> {
+        Ok(false)
+    }
+}
+
+/// The source of a model whose weights are all made up (splat, random): it has no tensor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoSource;
+
+impl WeightSource for NoSource {
+    fn read_rows(&self, name: &str, _first_row: u64, _out: &mut [f32]) -> Result<(), String> {
+        Err(format!("tensor {name}: wanted a stored tensor, found none: this model has no weights file"))
+    }
+
+    fn stored_dtype(&self, _name: &str) -> Option<DType> {
+        None
+    }
 }

@@ -1,6 +1,8 @@
 //! Rotary positions and attention.
 
-use super::{InferCx, mismatch};
+use super::eval::{dot, softmax};
+use super::{EvalCx, InferCx, mismatch};
+use crate::interp::Tensor;
 use crate::ir::{DType, Dim, TensorType};
 
 /// `heads · head_dim`, if it is a width that exists.
@@ -59,4 +61,78 @@ pub(super) fn clustered_types(cx: &InferCx<'_>) -> Result<Vec<TensorType>, Strin
     let tokens: Dim = cx.vector(3, DType::U32)?;
     cx.want_tokens(3, tokens)?;
     attention_types(cx)
+}
+
+/// Half rotation: entry i of a head pairs with entry i + head_dim/2, angle = position · theta^(−2i/head_dim). Cosine and
+/// sine are computed in f64 and rounded to f32, as the PyTorch reference does.
+pub(super) fn rope_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let (x, head_dim, theta) = (cx.value(0), cx.size("head_dim"), f64::from(cx.float("theta")));
+    let half = head_dim / 2;
+    let mut y = x.f32s().to_vec();
+    for (position, row) in y.chunks_exact_mut(x.cols()).enumerate() {
+        for head in row.chunks_exact_mut(head_dim) {
+            for i in 0..half {
+                let angle = position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64);
+                let (cos, sin) = (f64::from(angle.cos() as f32), f64::from(angle.sin() as f32));
+                let (a, b) = (f64::from(head[i]), f64::from(head[i + half]));
+                head[i] = (a * cos - b * sin) as f32;
+                head[i + half] = (b * cos + a * sin) as f32;
+            }
+        }
+    }
+    Ok(vec![Tensor::matrix(x.rows(), x.cols(), y)])
+}
+
+/// Attention of each token to the keys that `seen` lists for it, ascending.
+fn attend(cx: &EvalCx<'_>, seen: impl Fn(usize) -> Vec<usize>) -> Result<Vec<Tensor>, String> {
+    let (q, k, v) = (cx.value(0), cx.value(1).f32s(), cx.value(2).f32s());
+    let (heads, kv_heads, head_dim) = (cx.size("heads"), cx.size("kv_heads"), cx.size("head_dim"));
+    let scale = f64::from(cx.float("scale"));
+    let mut y = Vec::with_capacity(q.elems());
+    for (t, row) in q.f32s().chunks_exact(q.cols()).enumerate() {
+        let keys = seen(t);
+        for (h, q) in row.chunks_exact(head_dim).enumerate() {
+            let at = |j: usize| {
+                let begin = (j * kv_heads + h / (heads / kv_heads)) * head_dim;
+                begin..begin + head_dim
+            };
+            let mut weights: Vec<f64> = keys.iter().map(|j| scale * dot(q, &k[at(*j)])).collect();
+            softmax(&mut weights);
+            let mut sum = vec![0.0f64; head_dim];
+            for (j, w) in keys.iter().zip(&weights) {
+                sum.iter_mut().zip(&v[at(*j)]).for_each(|(s, v)| *s += w * f64::from(*v));
+            }
+            y.extend(sum.into_iter().map(|s| s as f32));
+        }
+    }
+    Ok(vec![Tensor::matrix(q.rows(), q.cols(), y)])
+}
+
+/// Causal: keys j ≤ t, and with a window t − j < window; otherwise all keys.
+pub(super) fn range_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let (tokens, causal, window) = (cx.value(0).rows(), cx.flag("causal"), cx.size("window"));
+    attend(cx, |t| match (causal, window) {
+        (false, _) => (0..tokens).collect(),
+        (true, 0) => (0..=t).collect(),
+        (true, window) => ((t + 1).saturating_sub(window)..=t).collect(),
+    })
+}
+
+/// Keys j ≤ t with t − j < window, or j < sinks, or j among the `cluster_cap` latest tokens of t's cluster, t included.
+pub(super) fn clustered_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let (window, sinks, cap) = (cx.size("window"), cx.size("sinks"), cx.size("cluster_cap"));
+    let clusters = cx.value(3).u32s();
+    attend(cx, |t| {
+        let mut of_cluster = 0;
+        let mut keys = Vec::new();
+        for j in (0..=t).rev() {
+            let same = clusters[j] == clusters[t];
+            of_cluster += usize::from(same);
+            if t - j < window || j < sinks || (same && of_cluster <= cap) {
+                keys.push(j);
+            }
+        }
+        keys.reverse();
+        keys
+    })
 }

@@ -1,6 +1,7 @@
 //! The op table: one row per op, and everything that is known of an op in its row.
 //!
-//! The rows stand here; the shape rules (`*_types`) that they name live in one file per family. A rule sees a
+//! The rows stand here; the shape rules (`*_types`) and reference evaluations (`*_eval`) that they
+//! name live in one file per family. A rule sees a
 //! node whose operands and attributes already fit the row ([`check_schema`]), so it speaks of shapes only.
 //!
 //! ```
@@ -11,6 +12,7 @@
 
 mod attention;
 mod elementwise;
+mod eval;
 mod expert;
 mod linear;
 mod norm;
@@ -18,8 +20,10 @@ mod route;
 mod rows;
 mod schema;
 
+use crate::interp::Tensor;
 use crate::ir::{AttrKind, TensorType};
-pub use route::select_bound;
+pub use eval::EvalCx;
+pub use route::{POLICIES, Policy, select_bound, select_capacity};
 pub use schema::{InferCx, check_schema, mismatch};
 
 /// A shape rule: from a node's operands and attributes to the types of its results.
@@ -58,6 +62,9 @@ pub struct AttrRow {
     pub kind: AttrKind,
 }
 
+/// A reference evaluation: plain loops, results in f32, sums in f64.
+pub type EvalFn = fn(&EvalCx<'_>) -> Result<Vec<Tensor>, String>;
+
 /// The bound of the symbol that a node brings in: its largest value per token.
 pub type BoundFn = fn(&InferCx<'_>) -> Result<u64, String>;
 
@@ -78,17 +85,16 @@ pub struct OpRow {
     pub doc: &'static str,
     /// Shape rule.
     pub infer: InferFn,
+    /// Reference evaluation.
+    pub eval: EvalFn,
     /// For an op whose results have a row count of their own: that symbol's bound.
     pub new_symbol: Option<BoundFn>,
 }
 
-/// Words of `route.select`'s `policy`.
-pub const POLICIES: &[&str] = &["top_k", "top_p", "threshold", "expert_choice", "bidirectional"];
-
 macro_rules! op_table {
     ($( $(#[doc = $doc:literal])+ $op:ident = $name:literal
         ( $($operand:ident : $okind:ident),* ) { $($attr:ident : $akind:expr),* } -> ( $($result:ident),+ )
-        : $infer:path $(, new symbol $bound:path)? ;)+) => {
+        : $infer:path, $eval:path $(, new symbol $bound:path)? ;)+) => {
         /// An operation; everything about it stands in its [`OpRow`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Op { $( $(#[doc = $doc])+ $op, )+ }
@@ -102,6 +108,7 @@ macro_rules! op_table {
             results: &[$( stringify!($result) ),+],
             doc: concat!($($doc, "\n"),+),
             infer: $infer,
+            eval: $eval,
             new_symbol: match &[$( $bound as BoundFn )?] as &[BoundFn] {
                 [bound, ..] => Some(*bound),
                 [] => None,
@@ -114,72 +121,72 @@ use AttrKind::{Bool, Float, Int, Word};
 
 op_table! {
     /// Rows of a table: `[T]` ids, `[V, d]` → `[T, d]`.
-    Embed = "embed" (ids: Value, table: Weight) {} -> (y): rows::embed_types;
+    Embed = "embed" (ids: Value, table: Weight) {} -> (y): rows::embed_types, rows::embed_eval;
     /// `x / sqrt(mean(x²) + eps) · w`, `[R, n]`, w `[n]` (absent: 1).
-    RmsNorm = "rms_norm" (x: Value, w: OptionalWeight) { eps: Float } -> (y): norm::rms_norm_types;
+    RmsNorm = "rms_norm" (x: Value, w: OptionalWeight) { eps: Float } -> (y): norm::rms_norm_types, norm::rms_norm_eval;
     /// `act(x · wᵀ) + residual`: `[R, k]`, `[n, k]`, `[R, n]` → `[R, n]`.
-    Linear = "linear" (x: Value, w: Weight, residual: OptionalValue) { act: Word(&["none", "silu", "gelu"]) } -> (y): linear::linear_types;
+    Linear = "linear" (x: Value, w: Weight, residual: OptionalValue) { act: Word(&["none", "silu", "gelu"]) } -> (y): linear::linear_types, linear::linear_eval;
     /// `silu(x · gateᵀ) ⊙ (x · upᵀ)`: `[R, k]`, `[f, k]`, `[f, k]` → `[R, f]`.
-    LinearSwiglu = "linear.swiglu" (x: Value, gate: Weight, up: Weight) {} -> (y): linear::swiglu_types;
+    LinearSwiglu = "linear.swiglu" (x: Value, gate: Weight, up: Weight) {} -> (y): linear::swiglu_types, linear::swiglu_eval;
     /// `a + b`, equal shapes.
-    Add = "add" (a: Value, b: Value) {} -> (y): elementwise::binary_types;
+    Add = "add" (a: Value, b: Value) {} -> (y): elementwise::binary_types, elementwise::add_eval;
     /// `a ⊙ b`, equal shapes.
-    Mul = "mul" (a: Value, b: Value) {} -> (y): elementwise::binary_types;
+    Mul = "mul" (a: Value, b: Value) {} -> (y): elementwise::binary_types, elementwise::mul_eval;
     /// `factor · x`.
-    Scale = "scale" (x: Value) { factor: Float } -> (y): elementwise::unary_types;
+    Scale = "scale" (x: Value) { factor: Float } -> (y): elementwise::unary_types, elementwise::scale_eval;
     /// `x / (1 + exp(−x))`.
-    Silu = "silu" (x: Value) {} -> (y): elementwise::unary_types;
+    Silu = "silu" (x: Value) {} -> (y): elementwise::unary_types, elementwise::silu_eval;
     /// `x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
-    Gelu = "gelu" (x: Value) {} -> (y): elementwise::unary_types;
+    Gelu = "gelu" (x: Value) {} -> (y): elementwise::unary_types, elementwise::gelu_eval;
     /// `exp(x) / Σ exp(x)` over each row.
-    Softmax = "softmax" (x: Value) {} -> (y): norm::softmax_types;
+    Softmax = "softmax" (x: Value) {} -> (y): norm::softmax_types, norm::softmax_eval;
     /// Columns `begin..end` of `[R, n]`: a view.
-    Slice = "slice" (x: Value) { begin: Int, end: Int } -> (y): rows::slice_types;
+    Slice = "slice" (x: Value) { begin: Int, end: Int } -> (y): rows::slice_types, rows::slice_eval;
     /// Half rotation of each head, position = first position of the call + row: `[T, heads·head_dim]`.
-    Rope = "rope" (x: Value) { heads: Int, head_dim: Int, theta: Float } -> (y): attention::rope_types;
+    Rope = "rope" (x: Value) { heads: Int, head_dim: Int, theta: Float } -> (y): attention::rope_types, attention::rope_eval;
     /// Attention to a range of keys: q `[T, heads·head_dim]`, k and v `[T, kv_heads·head_dim]` → as q. Causal: the query
     /// at position t sees keys j ≤ t, and with `window` > 0 only t − j < window. Not causal: all keys, `window` is 0.
     AttnRange = "attn.range" (q: Value, k: Value, v: Value)
-        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, causal: Bool, window: Int } -> (y): attention::range_types;
+        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, causal: Bool, window: Int } -> (y): attention::range_types, attention::range_eval;
     /// Attention to window, sinks and the latest tokens of the query's own cluster (`[T]` u32): causal.
     AttnClustered = "attn.clustered" (q: Value, k: Value, v: Value, cluster: Value)
-        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, window: Int, sinks: Int, cluster_cap: Int, num_clusters: Int } -> (y): attention::clustered_types;
+        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, window: Int, sinks: Int, cluster_cap: Int, num_clusters: Int } -> (y): attention::clustered_types, attention::clustered_eval;
     /// `softmax_c(scale·q·keys[c] + lambda·ln(domains[:, c mod D] + 1e-6))`: q `[T, d_s]`, domains `[T, D]` (absent:
     /// uniform), keys `[C, d_s]` → `[T, C]`.
     RouteScores = "route.scores" (q: Value, domains: OptionalValue, keys: Weight)
-        { scale: Float, lambda: Float, num_domains: Int } -> (a): route::scores_types;
+        { scale: Float, lambda: Float, num_domains: Int } -> (a): route::scores_types, route::scores_eval;
     /// `argmax_c`, lowest index on a tie: `[T, C]` → `[T]` u32.
-    RouteCluster = "route.cluster" (a: Value) {} -> (cluster): route::cluster_types;
+    RouteCluster = "route.cluster" (a: Value) {} -> (cluster): route::cluster_types, route::cluster_eval;
     /// The token's set of modules: `[T, C]` → mask u8 `[T, C]`, gates `[T, C]` (0 where not selected).
     RouteSelect = "route.select" (a: Value)
         { policy: Word(POLICIES), k_min: Int, k_max: Int, p: Float, tau: Float, capacity_factor: Float, norm_gates: Bool }
-        -> (mask, gates): route::select_types;
+        -> (mask, gates): route::select_types, route::select_eval;
     /// Counting sort of (token, module) pairs by module, tokens ascending: mask, gates `[T, C]` → offsets u32 `[C+1]`,
     /// tokens u32 `[N]`, token_gates `[N]`; N = Σ|R|.
-    RouteGroup = "route.group" (mask: Value, gates: Value) {} -> (offsets, tokens, token_gates): route::group_types, new symbol route::group_bound;
+    RouteGroup = "route.group" (mask: Value, gates: Value) {} -> (offsets, tokens, token_gates): route::group_types, route::group_eval, new symbol route::group_bound;
     /// `x[tokens[i]]`: `[T, d]`, `[N]` → `[N, d]`.
-    RouteGather = "route.gather" (x: Value, tokens: Value) {} -> (rows): route::gather_types;
+    RouteGather = "route.gather" (x: Value, tokens: Value) {} -> (rows): route::gather_types, route::gather_eval;
     /// Rows `offsets[c]..offsets[c+1]` times w_cᵀ: `[N, k]`, `[C+1]`, C weights `[n, k]` → `[N, n]`.
-    ExpertLinear = "expert.linear" (rows: Value, offsets: Value, w: WeightPerModule) {} -> (y): expert::linear_types;
+    ExpertLinear = "expert.linear" (rows: Value, offsets: Value, w: WeightPerModule) {} -> (y): expert::linear_types, expert::linear_eval;
     /// `residual[t] + Σ_{i: tokens[i] = t} token_gates[i]·rows[i]`, i ascending: `[N, d]` → `[T, d]` (residual absent: 0).
-    RouteCombine = "route.combine" (rows: Value, tokens: Value, token_gates: Value, residual: OptionalValue) {} -> (y): route::combine_types;
+    RouteCombine = "route.combine" (rows: Value, tokens: Value, token_gates: Value, residual: OptionalValue) {} -> (y): route::combine_types, route::combine_eval;
     /// `Σ_{c ∈ R} g_c · down_c(silu(gate_c x) ⊙ up_c x)` token by token, as imported: x `[T, d]` → `[T, d]`.
     ExpertApply = "expert.apply" (x: Value, mask: Value, gates: Value, gate: WeightPerModule, up: WeightPerModule, down: WeightPerModule)
-        {} -> (y): expert::apply_types;
+        {} -> (y): expert::apply_types, expert::apply_eval;
     /// The same over groups, one module after the other, plus residual: only rows that were routed, only weights of modules
     /// that somebody chose.
     ExpertFfn = "expert.ffn" (x: Value, offsets: Value, tokens: Value, token_gates: Value, residual: OptionalValue,
-        gate: WeightPerModule, up: WeightPerModule, down: WeightPerModule) {} -> (y): expert::ffn_types;
+        gate: WeightPerModule, up: WeightPerModule, down: WeightPerModule) {} -> (y): expert::ffn_types, expert::ffn_eval;
     /// `Σ_{c ∈ R} g_c · values[c]`: mask, gates `[T, C]`, values `[C, d_s]` → `[T, d_s]`.
-    RouteMemory = "route.memory" (mask: Value, gates: Value, values: Weight) {} -> (y): route::memory_types;
+    RouteMemory = "route.memory" (mask: Value, gates: Value, values: Weight) {} -> (y): route::memory_types, route::memory_eval;
     /// The same `value` everywhere, as many rows as `like`: `[R, …]` → `[R, cols]`.
-    Fill = "fill" (like: Value) { cols: Int, value: Float } -> (y): rows::fill_types;
+    Fill = "fill" (like: Value) { cols: Int, value: Float } -> (y): rows::fill_types, rows::fill_eval;
     /// The last S rows: `[T, d]` → `[S, d]`.
-    LastRows = "last_rows" (x: Value) {} -> (y): rows::last_rows_types;
+    LastRows = "last_rows" (x: Value) {} -> (y): rows::last_rows_types, rows::last_rows_eval;
     /// Mean over rows: `[T, d]` → `[1, d]`.
-    MeanRows = "mean_rows" (x: Value) {} -> (y): rows::mean_rows_types;
+    MeanRows = "mean_rows" (x: Value) {} -> (y): rows::mean_rows_types, rows::mean_rows_eval;
     /// `x / max(‖x‖₂, 1e-12)` per row.
-    L2Normalize = "l2_normalize" (x: Value) {} -> (y): norm::l2_normalize_types;
+    L2Normalize = "l2_normalize" (x: Value) {} -> (y): norm::l2_normalize_types, norm::l2_normalize_eval;
 }
 
 impl Op {

@@ -1,6 +1,7 @@
 //! Ops that choose, make or reduce rows and columns.
 
-use super::{InferCx, mismatch};
+use super::{EvalCx, InferCx, mismatch};
+use crate::interp::Tensor;
 use crate::ir::{DType, Dim, SymbolId, TensorType};
 
 /// ids `[T]`, table `[V, d]` → `[T, d]`.
@@ -36,4 +37,49 @@ pub(super) fn last_rows_types(cx: &InferCx<'_>) -> Result<Vec<TensorType>, Strin
 pub(super) fn mean_rows_types(cx: &InferCx<'_>) -> Result<Vec<TensorType>, String> {
     let (_, d) = cx.matrix(0, DType::F32)?;
     Ok(vec![TensorType::matrix(DType::F32, Dim::Const(1), d)])
+}
+
+/// Rows of the table.
+pub(super) fn embed_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let ids = cx.value(0).u32s();
+    let (vocab, d) = cx.weight_shape(1);
+    let mut y = vec![0.0; ids.len() * d];
+    for (id, row) in ids.iter().zip(y.chunks_exact_mut(d)) {
+        if *id as usize >= vocab {
+            return Err(mismatch("ids", format!("less than {vocab}"), id));
+        }
+        cx.weight_row(1, *id as usize, row)?;
+    }
+    Ok(vec![Tensor::matrix(ids.len(), d, y)])
+}
+
+/// Columns `begin..end`.
+pub(super) fn slice_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let (x, begin, end) = (cx.value(0), cx.size("begin"), cx.size("end"));
+    let y = x.f32s().chunks_exact(x.cols()).flat_map(|row| row[begin..end].iter().copied()).collect();
+    Ok(vec![Tensor::matrix(x.rows(), end - begin, y)])
+}
+
+/// The same value everywhere.
+pub(super) fn fill_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let (rows, cols) = (cx.value(0).rows(), cx.size("cols"));
+    Ok(vec![Tensor::matrix(rows, cols, vec![cx.float("value"); rows * cols])])
+}
+
+/// The last S rows.
+pub(super) fn last_rows_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let (x, rows) = (cx.value(0), cx.output_rows());
+    let y = x.f32s()[(x.rows() - rows) * x.cols()..].to_vec();
+    Ok(vec![Tensor::matrix(rows, x.cols(), y)])
+}
+
+/// Mean over rows.
+pub(super) fn mean_rows_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
+    let x = cx.value(0);
+    let mut sums = vec![0.0f64; x.cols()];
+    for row in x.f32s().chunks_exact(x.cols()) {
+        sums.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
+    }
+    let y = sums.into_iter().map(|s| (s / x.rows() as f64) as f32).collect();
+    Ok(vec![Tensor::matrix(1, x.cols(), y)])
 }
