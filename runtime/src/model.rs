@@ -1,13 +1,7 @@
 //! Artifacts as files: mapped, checked, ready to run.
 
 use core::{ops::Range, ptr::NonNull};
-use std::{
-    borrow::ToOwned,
-    format,
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{boxed::Box, format, fs::File, io, path::Path};
 
 use lapidary_format::{Artifact, FormatError, Manifest};
 use thiserror::Error;
