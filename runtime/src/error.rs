@@ -1,6 +1,6 @@
 //! Why an artifact cannot be loaded or run. Errors own all they say, so they outlive the artifact.
 
-use lapidary_format::{FormatError, Isa};
+use lapidary_format::{Dtype, FormatError, Head, Isa};
 use thiserror::Error;
 
 use crate::ShortText;
@@ -53,6 +53,19 @@ pub enum LoadError {
         index: usize,
         /// Its name.
         name: ShortText,
+    },
+    /// The output that the head ends in is not as it must be.
+    #[error(
+        "plan: output `{name}`, wanted f32 with {columns} columns (the head is {head}), found none such\n\
+         hint: compile the model again with this version of lapidary"
+    )]
+    MissingOutput {
+        /// Its name.
+        name: &'static str,
+        /// Its columns.
+        columns: u32,
+        /// The head.
+        head: Head,
     },
     /// Memory handed in is too small.
     #[error(
@@ -174,14 +187,15 @@ pub enum RunError {
         /// S asked for.
         found: u64,
     },
-    /// The model has no output of that name and type.
+    /// An output of a type that this runtime does not gather.
     #[error(
-        "outputs: `{name}`, wanted one of type {dtype}, found none\nhint: `lapidary inspect` lists the outputs"
+        "output `{name}`: type, wanted f32, u8 or u32, found {dtype}\n\
+         hint: compile the model again with this version of lapidary"
     )]
-    NoOutput {
+    OutputType {
         /// Its name.
         name: ShortText,
         /// Its element type.
-        dtype: lapidary_format::Dtype,
+        dtype: Dtype,
     },
 }

@@ -14,7 +14,7 @@ use lapidary_format::{
 
 use crate::{
     LoadError, ParallelFor, Program, RunError, ShortText, View,
-    program::{Call, check_aligned, rows_of},
+    program::{Call, LOGITS, check_aligned, rows_of},
 };
 
 /// The code section, executable.
@@ -291,7 +291,7 @@ impl<'a> Executor<'a> {
         if self.program.manifest().head != Head::CausalLm {
             return None;
         }
-        let view = self.output("logits")?;
+        let view = self.output(LOGITS)?;
         view.row_f32(view.rows().checked_sub(1)?)
     }
 }

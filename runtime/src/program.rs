@@ -1,12 +1,16 @@
 //! An artifact that this machine can run.
 
 use lapidary_format::{
-    Artifact, Direction, Isa, Manifest, Port, Region, Rows,
-    TENSOR_ALIGN,
+    Artifact, Direction, Dtype, Head, Isa, Manifest, Port, Region, Rows, TENSOR_ALIGN,
     abi::{ABI_VERSION, KernelFn},
 };
 
 use crate::{LoadError, ShortText};
+
+/// Name of the output of a causal language model.
+pub(crate) const LOGITS: &str = "logits";
+/// Name of the output of the other heads.
+pub(crate) const OUTPUT: &str = "output";
 
 /// What the machine under this runtime can do.
 #[derive(Clone, Copy)]
@@ -95,7 +99,32 @@ impl<'a> Program<'a> {
                 name: ShortText::new(kernel.name),
             })?);
         }
-        Ok(Self { artifact, kernels })
+        let this = Self { artifact, kernels };
+        this.check_output()?;
+        Ok(this)
+    }
+
+    /// The output that the head ends in is there.
+    fn check_output(&self) -> Result<(), LoadError> {
+        let manifest = self.manifest();
+        let head = manifest.head;
+        let (name, rows, columns) = match head {
+            Head::CausalLm => (LOGITS, Rows::OutputRows, manifest.vocab_size),
+            Head::SequenceClassification => (OUTPUT, Rows::One, manifest.num_labels),
+            Head::Embedding => (OUTPUT, Rows::One, manifest.hidden_size),
+        };
+        let fits = |port: Port<'_>| {
+            (port.name, port.dtype, port.rows) == (name, Dtype::F32, rows)
+                && port.columns == u64::from(columns)
+        };
+        if self.outputs().any(fits) {
+            return Ok(());
+        }
+        Err(LoadError::MissingOutput {
+            name,
+            columns,
+            head,
+        })
     }
 
     /// The artifact.
