@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use lapidary_format::ManifestFlags;
-use lapidary_runtime::{Model, Session, TensorData, ThreadPool, greedy};
+use lapidary_runtime::{LoadError, Model, OpenError, Session, TensorData, ThreadPool, greedy};
 
 use crate::failure::Unsupported;
 use crate::reference::Rows;
@@ -14,7 +14,7 @@ use crate::reference::Rows;
 /// Opens an artifact; one that this machine cannot run is [`Unsupported`].
 pub fn open(path: &Path, threads: usize) -> anyhow::Result<Session> {
     let model = Model::open(path).map_err(|error| match &error {
-        lapidary_runtime::OpenError::Load { source, .. } if source.is_about_the_machine() => {
+        OpenError::Load { source: LoadError::Isa { .. } | LoadError::MissingFeatures { .. }, .. } => {
             anyhow::Error::new(Unsupported(error.to_string()))
         }
         _ => anyhow::Error::new(error),

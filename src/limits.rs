@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::time::Instant;
 
-use lapidary_kernels::{FeatureSet, limits};
+use lapidary_kernels::limits;
 
 /// Measured limits of a number of threads together.
 #[derive(Clone, Copy, Debug)]
@@ -21,14 +21,13 @@ const ITERATIONS: u64 = 20_000_000;
 
 /// Measures both; the best of three rounds, since the machine may be shared.
 pub fn measure(threads: usize) -> Limits {
-    let features = FeatureSet::detect();
     let per_second = |work: &(dyn Fn() -> u64 + Sync)| {
         (0..3).map(|_| together(threads, work)).fold(0.0, f64::max)
     };
-    let multiply_adds_per_s = per_second(&|| limits::multiply_adds(features, ITERATIONS));
+    let multiply_adds_per_s = per_second(&|| limits::multiply_adds(ITERATIONS));
     let buffer: Vec<u64> = (0..BUFFER_BYTES as u64 / 8).collect();
     let bytes_per_s = per_second(&|| {
-        std::hint::black_box(limits::read(features, &buffer));
+        std::hint::black_box(limits::read(&buffer));
         BUFFER_BYTES as u64
     });
     Limits { multiply_adds_per_s, bytes_per_s }

@@ -6,8 +6,15 @@
 
 mod cli;
 mod commands;
+mod difference;
+mod engine;
 mod failure;
+mod limits;
+#[cfg(feature = "compiler")]
+mod model;
+mod reference;
 mod ui;
+mod work;
 
 use std::process::ExitCode;
 

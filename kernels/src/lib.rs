@@ -23,6 +23,7 @@ mod attend;
 mod embed;
 mod features;
 mod gemm;
+pub mod limits;
 mod math;
 mod pack;
 mod route;

@@ -1,6 +1,6 @@
 //! How many tokens one call may have.
 
-use crate::ir::{Graph, Op};
+use crate::ir::{Graph, HeadKind, Op};
 
 /// Tokens of a chunk when nothing needs the whole sequence.
 pub const DEFAULT_CHUNK_TOKENS: u64 = 128;
@@ -9,6 +9,9 @@ pub const DEFAULT_CHUNK_TOKENS: u64 = 128;
 pub fn why_whole_sequence(graph: &Graph) -> Option<String> {
     if !graph.info.is_causal {
         return Some("the model is not causal".into());
+    }
+    if graph.info.head != HeadKind::CausalLm {
+        return Some("the head pools over all tokens".into());
     }
     graph.nodes.iter().find_map(|node| {
         if node.op == Op::RouteSelect && matches!(node.attrs.word("policy"), "expert_choice" | "bidirectional") {

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Op, SymbolId};
-use lapidary_compiler::plan::{Plan, Region, ScratchRole};
+use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, SymbolId};
+use lapidary_compiler::plan::{Plan, Region, ScratchRole, why_whole_sequence};
 use lapidary_format::{
     self as format, ArtifactBuilder, Direction, Manifest, ManifestFlags, NO_INDEX, Port, Rows, WriteError,
 };
@@ -73,16 +73,6 @@ impl Lowered<'_> {
     }
 }
 
-/// Whether prefill must get the whole input at once: heads that pool, attention that looks ahead, selection across tokens.
-fn needs_whole_sequence(graph: &Graph) -> bool {
-    graph.info.head != HeadKind::CausalLm
-        || graph.nodes.iter().any(|node| match node.op {
-            Op::AttnRange => !node.attrs.flag("causal"),
-            Op::RouteSelect => matches!(node.attrs.word("policy"), "expert_choice" | "bidirectional"),
-            _ => false,
-        })
-}
-
 fn count(what: &'static str, n: u64) -> Result<u32, LowerError> {
     u32::try_from(n).map_err(|_| LowerError::TooLarge { what, found: n })
 }
@@ -99,7 +89,7 @@ fn tables(
     let mut flags = ManifestFlags::empty();
     flags.set(ManifestFlags::IS_CAUSAL, info.is_causal);
     flags.set(ManifestFlags::CAN_DECODE, info.why_no_decode.is_none());
-    flags.set(ManifestFlags::WHOLE_SEQUENCE, needs_whole_sequence(graph));
+    flags.set(ManifestFlags::WHOLE_SEQUENCE, why_whole_sequence(graph).is_some());
     let manifest = Manifest {
         model: &info.name,
         quantization: &about.quantization,

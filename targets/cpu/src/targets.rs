@@ -40,6 +40,8 @@ pub struct CpuTargetRow {
     pub features: Option<&'static [&'static str]>,
     /// Page size of its usual operating system: modules start on such a boundary, so that each can be fetched as a unit.
     pub page_bytes: u64,
+    /// Memory bandwidth that programs get, in bytes per second, where the target is one machine.
+    pub memory_bytes_per_s: Option<f64>,
     /// What it stands for.
     pub doc: &'static str,
 }
@@ -51,6 +53,7 @@ pub const CPU_TARGETS: &[CpuTargetRow] = &[
         architecture: None,
         features: None,
         page_bytes: 4096,
+        memory_bytes_per_s: None,
         doc: "this machine, with every feature it has",
     },
     CpuTargetRow {
@@ -58,6 +61,7 @@ pub const CPU_TARGETS: &[CpuTargetRow] = &[
         architecture: Some(Architecture::X86_64),
         features: Some(&["avx", "avx2", "fma", "f16c"]),
         page_bytes: 4096,
+        memory_bytes_per_s: None,
         doc: "x86-64 with AVX2, FMA and F16C (most PCs since 2013)",
     },
     CpuTargetRow {
@@ -65,6 +69,7 @@ pub const CPU_TARGETS: &[CpuTargetRow] = &[
         architecture: Some(Architecture::X86_64),
         features: Some(&["avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"]),
         page_bytes: 4096,
+        memory_bytes_per_s: None,
         doc: "x86-64 with AVX-512 F, BW, DQ and VL",
     },
     CpuTargetRow {
@@ -72,6 +77,7 @@ pub const CPU_TARGETS: &[CpuTargetRow] = &[
         architecture: Some(Architecture::Aarch64),
         features: Some(&["neon"]),
         page_bytes: 4096,
+        memory_bytes_per_s: Some(4e9),
         doc: "Raspberry Pi 4: Cortex-A72, NEON without dot products",
     },
     CpuTargetRow {
@@ -79,6 +85,7 @@ pub const CPU_TARGETS: &[CpuTargetRow] = &[
         architecture: Some(Architecture::Aarch64),
         features: Some(&["neon", "dotprod", "fp16"]),
         page_bytes: 16384,
+        memory_bytes_per_s: None,
         doc: "Raspberry Pi 5: Cortex-A76, NEON with dot products, pages of 16 KiB",
     },
 ];
@@ -94,6 +101,8 @@ pub struct CpuTarget {
     pub features: FeatureSet,
     /// Page size, see [`CpuTargetRow::page_bytes`].
     pub page_bytes: u64,
+    /// Memory bandwidth, see [`CpuTargetRow::memory_bytes_per_s`].
+    pub memory_bytes_per_s: Option<f64>,
 }
 
 impl CpuTarget {
@@ -111,6 +120,7 @@ impl CpuTarget {
             architecture: row.architecture.unwrap_or(Architecture::host()),
             features,
             page_bytes: row.page_bytes,
+            memory_bytes_per_s: row.memory_bytes_per_s,
         })
     }
 }
