@@ -299,3 +299,31 @@ proptest! {
         prop_assert_eq!(read, names);
     }
 }
+
+/// `Name (section, table N; … B bytes` stands in FORMAT.md.
+fn is_documented<'a, R: Record<'a>>() -> bool {
+    let text = include_str!("../../../FORMAT.md");
+    let begin = format!("{} ({}, table {}; ", R::NAME, R::SECTION, R::TABLE);
+    text.split(&begin)
+        .nth(1)
+        .and_then(|rest| rest.split(')').next())
+        .is_some_and(|sizes| sizes.contains(&format!("{} bytes", R::BYTES)))
+}
+
+#[test]
+fn the_documentation_knows_every_table_and_its_size() {
+    assert!(is_documented::<Manifest<'_>>());
+    assert!(is_documented::<DomainName<'_>>());
+    assert!(is_documented::<Feature<'_>>());
+    assert!(is_documented::<Entry<'_>>());
+    assert!(is_documented::<Step<'_>>());
+    assert!(is_documented::<Kernel<'_>>());
+    assert!(is_documented::<Plan>());
+    assert!(is_documented::<Port<'_>>());
+    assert!(is_documented::<Buffer<'_>>());
+    assert!(is_documented::<StateBuffer<'_>>());
+    assert!(is_documented::<Tensor<'_>>());
+    assert!(is_documented::<Extent>());
+    assert!(is_documented::<Component<'_>>());
+    assert!(is_documented::<Target<'_>>());
+}
