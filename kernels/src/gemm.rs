@@ -12,7 +12,7 @@ use crate::math::silu;
 use crate::simd::{Simd, Weights};
 
 /// A tile of the result: `R` rows of `NV` vectors.
-type Tile<S, const R: usize, const NV: usize> = [[<S as Simd>::V; NV]; R];
+pub(crate) type Tile<S, const R: usize, const NV: usize> = [[<S as Simd>::V; NV]; R];
 
 /// Asks for the part of a panel that is needed 2 KiB after `at`: the hardware's own prefetch stops at every page, and
 /// the distance is measured (512 B and 1 KiB gain half as much).
@@ -52,7 +52,7 @@ unsafe fn lane_step<S: Simd, W: Weights, const R: usize, const NV: usize, const 
 /// # Safety
 /// Each of `a` has `k` elements, the panel has `k · NV · LANES`.
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Weights, const R: usize, const NV: usize>(
+pub(crate) unsafe fn tile<S: Simd, W: Weights, const R: usize, const NV: usize>(
     s: S,
     a: &[*const f32; R],
     panel: *const W::Elem,

@@ -93,15 +93,15 @@ fn attend(row: &KernelRow, function: KernelFn, rows: usize, first_position: usiz
     let clustered = row.op == KernelOp::AttendClustered;
     let (window, sinks, cluster_cap) = (128, 4, 64);
     let previous: Vec<i32> = (0..positions as i32).map(|t| (t - 16).max(-1)).collect();
-    let keys: usize = (first_position..positions)
-        .map(|t| {
-            if clustered {
-                (window + sinks).min(t + 1) + cluster_cap - window / 16
-            } else {
-                t + 1
-            }
-        })
-        .sum();
+    // Each cluster has every 16th position.
+    let keys_of = |t: usize| {
+        if !clustered {
+            return t + 1;
+        }
+        let chain = (0..cluster_cap).map_while(|i| t.checked_sub(16 * i));
+        (window + sinks).min(t + 1) + chain.filter(|&i| i + window <= t && i >= sinks).count()
+    };
+    let keys: usize = (first_position..positions).map(keys_of).sum();
     let args = AttendArgs {
         q: floats(rows * HEADS * HEAD).as_ptr(),
         ldq: (HEADS * HEAD) as u64,
