@@ -12,7 +12,20 @@ use crate::math::silu;
 use crate::simd::{Simd, Weights};
 
 /// A tile of the result: `R` rows of `NV` vectors.
-type Tile<S, const R: usize, const NV: usize> = [[<S as Simd>::V; NV]; R];
+pub(crate) type Tile<S, const R: usize, const NV: usize> = [[<S as Simd>::V; NV]; R];
+
+/// Asks for the part of a panel that is needed 2 KiB after `at`: the hardware's own prefetch stops at every page, and
+/// the distance is measured (512 B and 1 KiB gain half as much).
+#[inline(always)]
+fn prefetch_ahead<S: Simd>(s: S, at: *const u8, bytes: usize) {
+    const DISTANCE_BYTES: usize = 2048;
+    const CACHE_LINE_BYTES: usize = 64;
+    let mut line = 0;
+    while line < bytes {
+        s.prefetch(at.wrapping_add(DISTANCE_BYTES + line));
+        line += CACHE_LINE_BYTES;
+    }
+}
 
 /// One row of a panel times lane `L` of every row's next four activations.
 ///
@@ -39,7 +52,7 @@ unsafe fn lane_step<S: Simd, W: Weights, const R: usize, const NV: usize, const 
 /// # Safety
 /// Each of `a` has `k` elements, the panel has `k · NV · LANES`.
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Weights, const R: usize, const NV: usize>(
+pub(crate) unsafe fn tile<S: Simd, W: Weights, const R: usize, const NV: usize>(
     s: S,
     a: &[*const f32; R],
     panel: *const W::Elem,
@@ -73,6 +86,7 @@ unsafe fn tile<S: Simd, W: Weights, const R: usize, const NV: usize>(
             for v in 0..NV {
                 weights[v] = W::load(s, b.add(v * S::LANES));
             }
+            prefetch_ahead(s, b.cast(), nr * size_of::<W::Elem>());
             for i in 0..R {
                 let x = s.splat(a[i].add(p).read());
                 for v in 0..NV {
@@ -98,20 +112,12 @@ unsafe fn row_tile<S: Simd, W: Weights, const NV: usize>(
     panel: *const W::Elem,
     k: usize,
 ) -> [S::V; NV] {
-    /// How far ahead the panel is asked for.
-    const PREFETCH_BYTES: usize = 2048;
-    const CACHE_LINE_BYTES: usize = 64;
     let nr = NV * S::LANES;
-    let row_bytes = nr * size_of::<W::Elem>();
     let mut acc = [[s.zero(); NV]; 4];
     let mut b = panel;
     let mut p = 0;
     while p + 4 <= k {
-        let mut line = 0;
-        while line < 4 * row_bytes {
-            s.prefetch(b.cast::<u8>().wrapping_add(PREFETCH_BYTES + line));
-            line += CACHE_LINE_BYTES;
-        }
+        prefetch_ahead(s, b.cast(), 4 * nr * size_of::<W::Elem>());
         // SAFETY: elements p..p+4 of the row and rows p..p+4 of the panel exist.
         unsafe {
             for u in 0..4 {

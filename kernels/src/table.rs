@@ -328,16 +328,16 @@ kernel_table! {
         Scalar (0, 0) copy_rows_scalar = rows::copy_rows;
     }
     AttendRange None "y = softmax(scale · q·kᵀ)·v over a range of keys" {
-        Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range;
-        Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range;
-        Neon (0, 0) attend_range_f32_neon = attend::attend_range;
-        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range;
+        Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range::<_, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range::<_, 4, 2>;
+        Neon (0, 0) attend_range_f32_neon = attend::attend_range::<_, 8, 2>;
+        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range::<_, 4, 8>;
     }
     AttendClustered None "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster" {
-        Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered;
-        Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered;
-        Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered;
-        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered;
+        Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered::<_, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered::<_, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered::<_, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, 4, 8>;
     }
     ClusterAppend None "previous[t] = last[cluster]; last[cluster] = t" {
         Scalar (0, 0) cluster_append_scalar = route::cluster_append;

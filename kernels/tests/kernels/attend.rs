@@ -125,14 +125,18 @@ fn run(kernel: &Kernel, case: Case) {
             std::ptr::null()
         },
         scale: F32Arg::new(scale),
-        keys_read: if case.seed % 2 == 0 {
+        keys_read: if case.seed.is_multiple_of(2) {
             &counter
         } else {
             std::ptr::null()
         },
     });
     expected.check(&y, || format!("{} {case:?}", kernel.row.name));
-    let counted = if case.seed % 2 == 0 { 7 + keys_read } else { 7 };
+    let counted = if case.seed.is_multiple_of(2) {
+        7 + keys_read
+    } else {
+        7
+    };
     assert_eq!(
         counter.load(Relaxed),
         counted,
