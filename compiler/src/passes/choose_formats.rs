@@ -37,7 +37,8 @@ fn format_of(graph: &Graph, recipe: Recipe, id: WeightId, readers: &[(NodeId, us
     match (recipe, weight.dtype) {
         (Recipe::Fp32, _) | (Recipe::None, DType::BF16) => DType::F32,
         (Recipe::None, own) => own,
-        (Recipe::Fp16, _) if is_router_head(graph, id, readers) => DType::F32,
+        // The token router's head decides on domains: its few rows stay exact.
+        (Recipe::Fp16, _) if weight.component == Component::Routing => DType::F32,
         (Recipe::Fp16, _) => DType::F16,
     }
 }
@@ -45,13 +46,4 @@ fn format_of(graph: &Graph, recipe: Recipe, id: WeightId, readers: &[(NodeId, us
 /// Whether an op multiplies by its weights as matrices or looks up their rows.
 fn is_matrix_reader(op: Op) -> bool {
     matches!(op, Op::Embed | Op::Linear | Op::LinearSwiglu | Op::ExpertLinear | Op::ExpertApply | Op::ExpertFfn)
-}
-
-/// The token router's head decides on domains: its few rows stay exact. A SCAR query is a projection like any other.
-fn is_router_head(graph: &Graph, id: WeightId, readers: &[(NodeId, usize)]) -> bool {
-    let feeds_scores = |node: &NodeId| {
-        let result = graph.node(*node).results[0];
-        graph.nodes.iter().any(|n| n.op == Op::RouteScores && n.operands[0].value() == Some(result))
-    };
-    graph.weight(id).component == Component::Routing && !readers.iter().any(|(node, _)| feeds_scores(node))
 }

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::ir::{AttrValue, Attrs, Graph, Node, NodeId, Op, Operand, ValueId, Weight, WeightDef, WeightId, limits};
+pub(super) use crate::plan::title;
 
 /// Definitions and uses of a graph as it was when this was made.
 pub(super) struct Links {
@@ -145,11 +146,6 @@ pub(super) fn common_label<'a>(labels: impl IntoIterator<Item = &'a str>) -> Str
     if parts.is_empty() { first.into() } else { parts.join(".") }
 }
 
-/// What a report calls a node: its label, or its op if it has none.
-pub(super) fn title(node: &Node) -> &str {
-    if node.label.is_empty() { node.op.row().name } else { &node.label }
-}
-
 /// A weight name that is not taken: `wanted`, or `wanted.2`, `wanted.3`, …
 pub(super) fn fresh_weight_name(graph: &Graph, wanted: &str) -> String {
     if graph.is_free_weight_name(wanted) {
@@ -211,4 +207,43 @@ pub(super) fn sort_by_dependencies(graph: &mut Graph) -> Result<(), String> {
 pub(super) fn reorder(graph: &mut Graph, order: &[usize]) {
     let mut nodes: Vec<Option<Node>> = std::mem::take(&mut graph.nodes).into_iter().map(Some).collect();
     graph.nodes = order.iter().map(|i| nodes[*i].take().expect("a permutation")).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::parse;
+
+    #[test]
+    fn labels_have_whole_parts_in_common() {
+        let label = |labels: &[&str]| common_label(labels.iter().copied());
+        assert_eq!(label(&["layers.0.general.gate", "layers.0.general.up"]), "layers.0.general");
+        assert_eq!(label(&["layers.1.attn", "layers.10.attn"]), "layers");
+        assert_eq!(label(&["layers.0.attn", "layers.0.attn.q"]), "layers.0.attn");
+        assert_eq!(label(&["embed", "norm"]), "embed");
+        assert_eq!(label(&[]), "");
+    }
+
+    #[test]
+    fn sorting_keeps_program_order_where_it_can() {
+        let text = "lir 1\nphase imported\ninput \"x\" = %x: f32[T, 4]\n%a = silu(%x) \"a\"\n%b = gelu(%a) \"b\"\n\
+                    %c = silu(%x) \"c\"\n%d = add(%b, %c) \"d\"\noutput \"d\" = %d\n";
+        let mut graph = parse(text).unwrap();
+        let sorted = graph.clone();
+        reorder(&mut graph, &[3, 1, 0, 2]);
+        sort_by_dependencies(&mut graph).unwrap();
+        graph.verify().unwrap();
+        let labels: Vec<&str> = graph.nodes.iter().map(|n| n.label.as_str()).collect();
+        assert_eq!(labels, ["a", "b", "c", "d"]);
+        assert_eq!(graph, sorted);
+    }
+
+    #[test]
+    fn sorting_a_circle_names_a_node_of_it() {
+        let text = "lir 1\nphase imported\ninput \"x\" = %x: f32[T, 4]\n%a = silu(%x) \"a\"\n%b = add(%a, %x) \"b\"\n\
+                    output \"b\" = %b\n";
+        let mut graph = parse(text).unwrap();
+        graph.nodes[0].operands[0] = Operand::Value(graph.nodes[1].results[0]);
+        assert_eq!(sort_by_dependencies(&mut graph).unwrap_err(), "a: depends on its own result");
+    }
 }

@@ -51,6 +51,9 @@ fn accumulator(graph: &Graph, links: &Links, leaf: ValueId) -> Result<(NodeId, u
     let Some(id) = links.definition(leaf) else { return Err(origin()) };
     let node = graph.node(id);
     let Some(place) = residual_place(node.op) else { return Err(origin()) };
+    if node.op == Op::Linear && node.attrs.word("act") != "none" {
+        return Err(format!("{} that has an activation", origin()));
+    }
     if links.places(leaf) != 1 {
         return Err(format!("{} that is used {} times", origin(), links.places(leaf)));
     }

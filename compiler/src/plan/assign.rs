@@ -2,7 +2,7 @@
 
 use super::pack::{Interval, pack};
 use super::scratch::{Request, max_rows, product, requests};
-use super::{Buffer, BufferId, Place, Plan, PlanError, Region, Scratch, Views, reads_dense, why_whole_sequence};
+use super::{Buffer, BufferId, Place, Plan, PlanError, Region, Scratch, Views, reads_dense, title, why_whole_sequence};
 use crate::ir::{Graph, Node, NodeId, Op, Operand, ValueId};
 
 /// Operands whose place a result may take, the preferred first. Kernels allow that result and operand are the same.
@@ -141,7 +141,7 @@ impl<'g> Assigner<'g> {
 
     /// A view of a graph input, or one with gaps where none may be.
     fn check_reads(&self, node: &Node) -> Result<(), PlanError> {
-        let wrong = |message: String| Err(PlanError::Unplaceable { node: node.label.clone(), message });
+        let wrong = |message: String| Err(PlanError::Unplaceable { node: title(node).to_owned(), message });
         for (place, v) in node.operands.iter().enumerate().filter_map(|(p, o)| Some((p, o.value()?))) {
             if node.op == Op::Slice && self.columns(v).is_none() {
                 return wrong("slice of a graph input: inputs are not in the arena".into());
@@ -155,7 +155,7 @@ impl<'g> Assigner<'g> {
     }
 
     fn scratch_buffer(&mut self, i: usize, node: &Node, request: &Request) -> usize {
-        let name = format!("{} ({:?})", node.label, request.role);
+        let name = format!("{} ({:?})", title(node), request.role);
         self.drafts.push(Draft { name, bytes: request.bytes, first: i, last: i, members: Vec::new() });
         self.drafts.len() - 1
     }
@@ -168,8 +168,8 @@ impl<'g> Assigner<'g> {
             None => {
                 let ty = self.graph.ty(result);
                 let rows = max_rows(self.graph, result, self.chunk_tokens)?;
-                let bytes = product(&node.label, &[rows, ty.cols(), ty.dtype.bytes()])?;
-                let name = if node.label.is_empty() { node.op.row().name.into() } else { node.label.clone() };
+                let bytes = product(title(node), &[rows, ty.cols(), ty.dtype.bytes()])?;
+                let name = title(node).to_owned();
                 self.drafts.push(Draft { name, bytes, first: i, last: i, members: Vec::new() });
                 Slot { buffer: self.drafts.len() - 1, first_col: 0, stride: ty.cols() }
             }
@@ -190,6 +190,10 @@ impl<'g> Assigner<'g> {
     /// The slot of operand `place` if `result` may be written over it: nothing reads any of those columns later, and
     /// the node itself does not read them through another operand while it writes.
     fn overwritable(&self, i: usize, node: &Node, place: usize, result: ValueId) -> Option<Slot> {
+        // Products accumulate into a residual; an activation would have to come in between.
+        if node.op == Op::Linear && node.attrs.word("act") != "none" {
+            return None;
+        }
         let operand = node.operands[place].value()?;
         let (slot, begin, end) = self.columns(operand)?;
         if self.graph.ty(operand) != self.graph.ty(result) {

@@ -2,7 +2,7 @@
 
 use super::assign::ELEMENT_BY_ELEMENT;
 use super::scratch::{max_rows, requests};
-use super::{ALIGN_BYTES, Place, Plan, PlanError, Region, Views, reads_dense};
+use super::{ALIGN_BYTES, Place, Plan, PlanError, Region, Views, reads_dense, title};
 use crate::ir::{Graph, NodeId, Op, Operand, ValueId};
 
 /// Checks that every value and every piece of working memory has a place that is aligned and inside its region, that
@@ -59,7 +59,7 @@ impl Checker<'_> {
             for wanted in requests(self.graph, node, self.plan.max_tokens, self.plan.chunk_tokens)? {
                 let piece = found.next().filter(|s| s.node == at && s.role == wanted.role && s.region == wanted.region);
                 let Some(piece) = piece.filter(|s| s.size_bytes >= wanted.bytes) else {
-                    return broken(format!("node {i} ({}) has no room for its {:?}", node.label, wanted.role));
+                    return broken(format!("node {i} ({}) has no room for its {:?}", title(node), wanted.role));
                 };
                 if piece.offset_bytes % ALIGN_BYTES != 0 {
                     return broken(format!("{:?} of node {i} is not aligned", piece.role));

@@ -1,6 +1,9 @@
 //! How many tokens one call may have.
 
 use crate::ir::{Graph, HeadKind, Op};
+use crate::ops::Policy;
+
+use super::title;
 
 /// Tokens of a chunk when nothing needs the whole sequence.
 pub const DEFAULT_CHUNK_TOKENS: u64 = 128;
@@ -14,11 +17,11 @@ pub fn why_whole_sequence(graph: &Graph) -> Option<String> {
         return Some("the head pools over all tokens".into());
     }
     graph.nodes.iter().find_map(|node| {
-        if node.op == Op::RouteSelect && matches!(node.attrs.word("policy"), "expert_choice" | "bidirectional") {
-            return Some(format!("{}: policy {} looks across tokens", node.label, node.attrs.word("policy")));
+        if node.op == Op::RouteSelect && Policy::of(&node.attrs).looks_across_tokens() {
+            return Some(format!("{}: policy {} looks across tokens", title(node), node.attrs.word("policy")));
         }
         (node.op == Op::AttnRange && !node.attrs.flag("causal"))
-            .then(|| format!("{}: attention is not causal", node.label))
+            .then(|| format!("{}: attention is not causal", title(node)))
     })
 }
 

@@ -4,6 +4,7 @@
 //! matrix products, attention and routing scores. Norms, activations and copies are not: they are a few per cent.
 //! Where the number of modules of a token is decided at run time, a figure is a [`Range`] from `k_min` to `k_max`.
 
+use crate::ops::Policy;
 use crate::ir::{Component, Graph, Node, NodeId, Op, Operand, SymbolId, WeightDef, WeightId};
 
 /// The least and the most that a figure can be.
@@ -253,11 +254,11 @@ impl Call<'_> {
             return Range { min: 0, max: all };
         };
         let int = |name: &str| select.attrs.int(name);
-        match select.attrs.word("policy") {
-            "top_k" => Range::exact(int("k_max")),
-            "top_p" => Range { min: int("k_min").max(1), max: int("k_max") },
-            "expert_choice" => Range { min: 0, max: all },
-            _ => Range { min: 0, max: int("k_max") },
+        match Policy::of(&select.attrs) {
+            Policy::TopK => Range::exact(int("k_max")),
+            Policy::TopP => Range { min: int("k_min").max(1), max: int("k_max") },
+            Policy::Threshold | Policy::Bidirectional => Range { min: 0, max: int("k_max") },
+            Policy::ExpertChoice => Range { min: 0, max: all },
         }
     }
 

@@ -22,7 +22,12 @@ pub use chunk::{DEFAULT_CHUNK_TOKENS, default_chunk, why_whole_sequence};
 pub use render::render;
 pub use views::{Views, reads_dense};
 
-use crate::ir::{NodeId, ValueId};
+use crate::ir::{Node, NodeId, ValueId};
+
+/// What listings and reports call a node: its label, or its op if it has none.
+pub(crate) fn title(node: &Node) -> &str {
+    if node.label.is_empty() { node.op.row().name } else { &node.label }
+}
 
 /// Alignment of buffers and state, in bytes.
 pub const ALIGN_BYTES: u64 = 64;

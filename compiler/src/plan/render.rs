@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Plan, Region};
+use super::{Plan, Region, title};
 use crate::ir::Graph;
 
 /// Most characters of the time axis.
@@ -30,7 +30,7 @@ pub fn render(plan: &Plan, graph: &Graph) -> String {
     }
     line(&mut out, format_args!("state {} bytes", plan.state_bytes));
     for piece in plan.scratch.iter().filter(|s| s.region == Region::State) {
-        let (offset, size, label) = (piece.offset_bytes, piece.size_bytes, &graph.node(piece.node).label);
+        let (offset, size, label) = (piece.offset_bytes, piece.size_bytes, title(graph.node(piece.node)));
         line(&mut out, format_args!("{offset:>12} {size:>12} {label} ({:?})", piece.role));
     }
     out

@@ -1,7 +1,8 @@
 //! Working memory of ops, beyond their operands and results.
 
-use super::{PlanError, Region, ScratchRole};
-use crate::ir::{Graph, Node, Op};
+use super::{PlanError, Region, ScratchRole, title};
+use crate::ir::{Graph, Node, Op, ValueId};
+use crate::ops::Policy;
 
 /// Working memory that a node asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub(super) fn requests(
     chunk_tokens: u64,
 ) -> Result<Vec<Request>, PlanError> {
     let request = |role, region, factors: &[u64]| {
-        product(&format!("{role:?} of {}", node.label), factors).map(|bytes| Request { role, region, bytes })
+        product(&format!("{role:?} of {}", title(node)), factors).map(|bytes| Request { role, region, bytes })
     };
     let int = |name: &str| node.attrs.int(name);
     let key_values = |region, positions: u64| -> Result<Vec<Request>, PlanError> {
@@ -53,14 +54,14 @@ pub(super) fn requests(
         let rows = max_rows(graph, tokens, chunk_tokens)?;
         return Ok(vec![request(ScratchRole::Hidden, Region::Arena, &[rows, graph.weight(gate).rows(), 4])?]);
     }
-    if node.op == Op::RouteSelect && matches!(node.attrs.word("policy"), "expert_choice" | "bidirectional") {
+    if node.op == Op::RouteSelect && Policy::of(&node.attrs).looks_across_tokens() {
         return Ok(vec![request(ScratchRole::Ranking, Region::Arena, &[chunk_tokens, 4])?]);
     }
     Ok(Vec::new())
 }
 
 /// Rows of a value in the largest call.
-pub(super) fn max_rows(graph: &Graph, value: crate::ir::ValueId, chunk_tokens: u64) -> Result<u64, PlanError> {
+pub(super) fn max_rows(graph: &Graph, value: ValueId, chunk_tokens: u64) -> Result<u64, PlanError> {
     let rows = graph.ty(value).rows();
     match rows.as_symbol() {
         Some(s) => {
