@@ -4,6 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+#[cfg(feature = "compiler")]
+use lapidary_compiler::{
+    import::{self, ImportOptions},
+    interp::{Data, Interpreter, Tensor},
+};
 use lapidary_format::Manifest;
 use lapidary_runtime::Session;
 use serde_json::json;
@@ -86,7 +91,7 @@ fn reference_file(model: Option<&Path>, manifest: &Manifest<'_>) -> anyhow::Resu
     #[cfg(feature = "compiler")]
     {
         let folder = file.parent().unwrap_or(Path::new("."));
-        let digest = lapidary_compiler::import::source_digest(folder)?;
+        let digest = crate::model::load(&folder.to_string_lossy())?.graph.info.source_digest;
         if digest != manifest.source_digest {
             bail!(
                 "{}: wanted the model that the artifact was made from, found other weights of the same name\n\
@@ -135,25 +140,38 @@ fn interpreted(args: &CompareArgs, manifest: &Manifest<'_>, ui: &Ui) -> anyhow::
         Some(folder) => folder.display().to_string(),
         None => format!("preset:{}", manifest.model),
     };
-    let imported = lapidary_compiler::import::open(&model, true).with_context(|| {
+    let options = ImportOptions { scores: true };
+    let imported = import::load(&model, &options).with_context(|| {
         "compare: wanted reference.npz below tests/models or a preset of the artifact's name, found neither\n\
          hint: name the model's folder with --model"
     })?;
     if imported.graph.info.source_digest != manifest.source_digest {
         bail!("{model}: wanted the model that the artifact was made from, found other weights");
     }
+    let interpreter = Interpreter::new(&imported.graph, imported.source.as_ref());
     let bar = ui.spinner("interpreting");
     let prompts = made_up_ids(manifest)
         .into_iter()
         .enumerate()
         .map(|(i, ids)| {
-            let outputs = imported.interpret(&ids)?;
-            let outputs = outputs.into_iter().map(|(name, cols, data)| (name, reference::Rows { cols, data })).collect();
+            let outputs = interpreter.run(&ids, ids.len())?.0;
+            let outputs = outputs.into_iter().map(|(name, tensor)| (name, rows(&tensor))).collect();
             Ok(Prompt { name: format!("{i:03}"), ids, outputs, ..Prompt::default() })
         })
         .collect::<anyhow::Result<_>>()?;
     bar.finish_and_clear();
     Ok(("the reference interpreter".into(), prompts))
+}
+
+/// A value of the interpreter as rows of floats.
+#[cfg(feature = "compiler")]
+fn rows(tensor: &Tensor) -> reference::Rows {
+    let data = match &tensor.data {
+        Data::F32(data) => data.clone(),
+        Data::U32(data) => data.iter().map(|x| *x as f32).collect(),
+        Data::U8(data) => data.iter().map(|x| f32::from(*x)).collect(),
+    };
+    reference::Rows { cols: tensor.shape.get(1).copied().unwrap_or(1), data }
 }
 
 /// Without the compiler there is no interpreter.
