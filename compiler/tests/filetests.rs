@@ -264,6 +264,10 @@ impl WeightSource for MadeUp<'_> {
         }
         Ok(())
     }
+
+    fn stored_dtype(&self, name: &str) -> Option<DType> {
+        self.0.weights.iter().find(|w| w.name == name).map(|w| w.dtype)
+    }
 }
 
 /// Between −0.5 and 0.5.

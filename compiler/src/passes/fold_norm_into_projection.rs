@@ -11,7 +11,10 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
     let mut report = PassReport::default();
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
-        let (Op::RmsNorm, Operand::Weight(columns)) = (node.op, node.operands[1]) else { continue };
+        if node.op != Op::RmsNorm {
+            continue;
+        }
+        let Operand::Weight(columns) = node.operands[1] else { continue };
         let (label, result) = (title(node).to_owned(), node.results[0]);
         let users = match foldable_users(graph, result) {
             Ok(users) => users,
@@ -38,15 +41,37 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
 
 /// The places of the weights that a node multiplies by its first operand, if that is all it does with it.
 fn multiplied(node: &Node) -> Option<Range<usize>> {
-    // Of a module's three weights the last, down, reads the hidden rows.
-    let gate_and_up = |first: usize| first..first + (node.operands.len() - first) / 3 * 2;
-    let places = [
-        (Op::Linear, 1..2),
-        (Op::LinearSwiglu, 1..3),
-        (Op::ExpertApply, gate_and_up(node.operands.len().min(3))),
-        (Op::ExpertFfn, gate_and_up(node.operands.len().min(5))),
-    ];
-    places.into_iter().find(|(op, _)| *op == node.op).map(|(_, places)| places)
+    let fixed = node.op.num_fixed_operands();
+    match node.op {
+        Op::Linear => Some(1..2),
+        Op::LinearSwiglu => Some(1..3),
+        // Of a module's three weights the last, down, reads the hidden rows.
+        Op::ExpertApply | Op::ExpertFfn => Some(fixed..fixed + (node.operands.len() - fixed) / 3 * 2),
+        Op::Embed
+        | Op::RmsNorm
+        | Op::Add
+        | Op::Mul
+        | Op::Scale
+        | Op::Silu
+        | Op::Gelu
+        | Op::Softmax
+        | Op::Slice
+        | Op::Rope
+        | Op::AttnRange
+        | Op::AttnClustered
+        | Op::RouteScores
+        | Op::RouteCluster
+        | Op::RouteSelect
+        | Op::RouteGroup
+        | Op::RouteGather
+        | Op::ExpertLinear
+        | Op::RouteCombine
+        | Op::RouteMemory
+        | Op::Fill
+        | Op::LastRows
+        | Op::MeanRows
+        | Op::L2Normalize => None,
+    }
 }
 
 /// Every place of a weight that is multiplied by `value`, if nothing else uses the value and all can take the factors.
