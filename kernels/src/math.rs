@@ -117,8 +117,28 @@ pub(crate) unsafe fn largest<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
 /// `x..x+n` and `y..y+n` are readable.
 #[inline(always)]
 pub(crate) unsafe fn dot<S: Simd>(s: S, x: *const f32, y: *const f32, n: usize) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe { dot4(s, x, [y; 4], n)[0] }
+    let mut acc = [s.zero(); 2];
+    let mut i = 0;
+    while i + 2 * S::LANES <= n {
+        for u in 0..2 {
+            let at = i + u * S::LANES;
+            // SAFETY: i + 2·LANES ≤ n.
+            acc[u] = unsafe { s.fma(s.load(x.add(at)), s.load(y.add(at)), acc[u]) };
+        }
+        i += 2 * S::LANES;
+    }
+    while i < n {
+        // SAFETY: n − i elements are left.
+        acc[0] = unsafe {
+            s.fma(
+                s.load_up_to(x.add(i), n - i),
+                s.load_up_to(y.add(i), n - i),
+                acc[0],
+            )
+        };
+        i += S::LANES;
+    }
+    s.sum(s.add(acc[0], acc[1]))
 }
 
 /// Dot products of one row with four.

@@ -21,7 +21,7 @@ pub(crate) unsafe fn rms_norm<S: Simd>(s: S, args: &RmsNormArgs) {
             let x = args.x.add(r * args.ldx as usize);
             let y = args.y.add(r * args.ldy as usize);
             let mean = sum_of_squares(s, x, n) / n as f32;
-            let factor = s.splat(1.0 / libm::sqrtf(mean + args.eps.value));
+            let factor = s.div(s.splat(1.0), s.sqrt(s.splat(mean + args.eps.value)));
             if args.w.is_null() {
                 map_row(
                     s,
@@ -165,8 +165,8 @@ pub(crate) unsafe fn l2_normalize<S: Simd>(s: S, args: &UnaryArgs) {
             args,
             #[inline(always)]
             |x, y| {
-                let norm = libm::sqrtf(sum_of_squares(s, x, n)).max(SMALLEST_NORM);
-                let norm = s.splat(norm);
+                let norm = s.sqrt(s.splat(sum_of_squares(s, x, n)));
+                let norm = s.max(norm, s.splat(SMALLEST_NORM));
                 map_row(
                     s,
                     x,

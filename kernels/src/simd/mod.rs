@@ -44,6 +44,7 @@ pub(crate) trait Simd: Copy {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
     /// Larger of the lanes; `b` when one of them is not a number (`a` or `b` on AArch64: not a number).
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// Smaller of the lanes; not-a-number as in `max`.

@@ -5,6 +5,7 @@ use lapidary_kernels::{
     Feature, FeatureSet, Isa, KernelOp, WeightType, find, kernels, resolve, resolve_for, select,
 };
 use std::collections::BTreeSet;
+use std::io::Write;
 
 /// Sets of features that a target can have, by instruction set.
 fn targets() -> Vec<FeatureSet> {
@@ -154,4 +155,24 @@ fn gemm_and_gemv_share_panels() {
             }
         }
     }
+}
+
+/// Says which rows no test on this machine can run. Written past the test harness, which hides what passing tests print.
+#[test]
+fn rows_not_run_here_are_named() {
+    let features = machine_features();
+    let (run, skipped): (Vec<_>, Vec<_>) = kernels()
+        .iter()
+        .map(|row| row.name)
+        .partition(|name| resolve_for(name, &features).is_some());
+    let mut report = std::io::stderr().lock();
+    writeln!(
+        report,
+        "{} kernels run here, {} skipped: {}",
+        run.len(),
+        skipped.len(),
+        skipped.join(" ")
+    )
+    .unwrap();
+    assert_eq!(run.len() + skipped.len(), kernels().len());
 }
