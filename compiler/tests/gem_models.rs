@@ -94,9 +94,13 @@ fn random_models_agree_with_pytorch() {
     println!("{} models, max |Δ| {worst:e}", models.len());
 }
 
+/// Every model of `tests/models` itself that brings reference outputs.
 #[test]
-fn gem_mini_agrees_with_pytorch() {
-    let folder = models_dir().join("gem-mini");
-    // 64 prompts, eight lengths for each of eight domains: every ninth meets each length and each domain once.
-    println!("max |Δ| {:e}", check_model(&folder, 9));
+fn bundled_models_agree_with_pytorch() {
+    let folders = std::fs::read_dir(models_dir()).unwrap().map(|e| e.unwrap().path());
+    for folder in folders.filter(|f| f.join("reference.npz").is_file()) {
+        // gem-mini has 64 prompts, eight lengths for each of eight domains: every ninth meets each length and each
+        // domain once.
+        println!("{}: max |Δ| {:e}", folder.display(), check_model(&folder, 9));
+    }
 }
