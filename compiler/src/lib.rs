@@ -7,4 +7,5 @@ pub mod import;
 pub mod interp;
 pub mod ir;
 pub mod ops;
+pub mod passes;
 pub mod plan;

@@ -2,8 +2,67 @@
 //!
 //! One arena for activations, one block of state that survives between calls (KV caches, cluster history). Offsets are
 //! for the largest call (`chunk_tokens` rows); smaller calls use the front of each buffer.
+//!
+//! [`plan_memory`] decides: slices are views, sums accumulate where their residual was, element-wise ops overwrite an
+//! operand that nobody needs any more, and what is not needed at the same time shares memory. [`check`] holds a plan to
+//! that, without knowing how it came about. [`render`] draws it, [`cost`] says what a call moves and multiplies.
 
-use crate::ir::{NodeId, ValueId};
+mod assign;
+mod check;
+mod chunk;
+pub mod cost;
+mod pack;
+mod render;
+mod scratch;
+mod views;
+
+pub use assign::plan_memory;
+pub use check::check;
+pub use chunk::{DEFAULT_CHUNK_TOKENS, default_chunk, why_whole_sequence};
+pub use render::render;
+pub use views::{Views, reads_dense};
+
+use crate::ir::{Node, NodeId, ValueId};
+
+/// What listings and reports call a node: its label, or its op if it has none.
+pub(crate) fn title(node: &Node) -> &str {
+    if node.label.is_empty() { node.op.row().name } else { &node.label }
+}
+
+/// Alignment of buffers and state, in bytes.
+pub const ALIGN_BYTES: u64 = 64;
+
+/// Why there is no plan, or what is wrong with one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A size does not fit 64 bits.
+    #[error("{what}: wanted a size below 2^63 bytes, found more")]
+    Overflow {
+        /// What the size is of.
+        what: String,
+    },
+    /// The requested lengths make no sense for this graph.
+    #[error("{what}: wanted {wanted}, found {found}")]
+    Tokens {
+        /// `max_tokens` or `chunk_tokens`.
+        what: &'static str,
+        /// The rule.
+        wanted: String,
+        /// The request.
+        found: u64,
+    },
+    /// A node reads something in a way that memory cannot offer.
+    #[error("{node}: {message}")]
+    Unplaceable {
+        /// Label of the node.
+        node: String,
+        /// What stands in the way.
+        message: String,
+    },
+    /// A plan breaks a rule.
+    #[error("the memory plan is broken: {0}")]
+    Broken(String),
+}
 
 /// Index into [`Plan::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
