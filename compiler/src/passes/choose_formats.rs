@@ -23,7 +23,8 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
     }
     let mut report = PassReport::default();
     for ((component, from, to), weights) in changes {
-        report.fire(component.name(), format!("{weights} weights {from} -> {to}"));
+        let unit = if weights == 1 { "weight" } else { "weights" };
+        report.fire(component.name(), format!("{weights} {unit} {from} -> {to}"));
     }
     Ok(report)
 }

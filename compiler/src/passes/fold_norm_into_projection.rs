@@ -104,7 +104,10 @@ fn foldable_users(graph: &Graph, value: ValueId) -> Result<Vec<(NodeId, usize)>,
         if let Some((other, _)) = readers[id.0 as usize].iter().find(|reader| !places.contains(reader)) {
             let other = graph.node(*other);
             let reader = format!("{} of {}", other.op.row().name, title(other));
-            return Err(format!("weight @{} is also read by {reader}: it would be stored twice", weight.name));
+            return Err(format!(
+                "weight @{} is also read by {reader}: a folded copy would be stored as well",
+                weight.name
+            ));
         }
     }
     if places.is_empty() { Err("nothing uses its result".into()) } else { Ok(places) }

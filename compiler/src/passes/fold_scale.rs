@@ -1,5 +1,5 @@
-//! `fold-scale`: takes an explicit `scale` into the weight of the `linear` before it, or into the scale of the
-//! attention or routing scores after it.
+//! `fold-scale`: takes an explicit `scale` into the scale of the attention or routing scores after it, which costs and
+//! rounds nothing, or else into the weight of the `linear` before it.
 
 use super::edit::{Edit, Links, derive_weight, is_plain_linear, title, weight_readers, why_not_derive};
 use super::{PassContext, PassError, PassReport};
@@ -18,18 +18,7 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
         }
         let (label, x, result) = (title(node).to_owned(), node.operands[0], node.results[0]);
         let factor = node.attrs.float("factor");
-        let into_weight = weight_to_scale(graph, &links, &readers, x, factor);
-        if let Ok((linear, base)) = into_weight {
-            let weight = derive_weight(graph, base, "scaled", WeightDef::Scale { base, factor });
-            report.fire(label, format!("linear + scale {factor} -> linear @{}", graph.weight(weight).name));
-            let mut folded = graph.node(linear).clone();
-            folded.operands[1] = Operand::Weight(weight);
-            folded.results = vec![result];
-            edit.remove(linear);
-            edit.replace(at, vec![folded]);
-            continue;
-        }
-        match scores_after(graph, &links, result, factor) {
+        let after = match scores_after(graph, &links, result, factor) {
             Ok(scores) => {
                 for (node, scale) in scores {
                     let node = &mut graph.nodes[node.0 as usize];
@@ -38,11 +27,21 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
                 }
                 graph.replace_uses(result, x.value().expect("a scale has an operand"));
                 edit.remove(at);
+                continue;
             }
-            Err(after) => {
-                let before = into_weight.err().unwrap_or_default();
-                report.miss(label, format!("before it: {before}; after it: {after}"));
+            Err(reason) => reason,
+        };
+        match weight_to_scale(graph, &links, &readers, x, factor) {
+            Ok((linear, base)) => {
+                let weight = derive_weight(graph, base, "scaled", WeightDef::Scale { base, factor });
+                report.fire(label, format!("linear + scale {factor} -> linear @{}", graph.weight(weight).name));
+                let mut folded = graph.node(linear).clone();
+                folded.operands[1] = Operand::Weight(weight);
+                folded.results = vec![result];
+                edit.remove(linear);
+                edit.replace(at, vec![folded]);
             }
+            Err(before) => report.miss(label, format!("after it: {after}; before it: {before}")),
         }
     }
     edit.apply(graph);
@@ -63,7 +62,7 @@ fn weight_to_scale(
     }
     let id = linear.operands[1].weight().expect("a linear has a weight");
     let weight = graph.weight(id);
-    if weight.dtype != DType::F32 && !is_power_of_two(factor) {
+    if weight.dtype != DType::F32 {
         return Err(format!(
             "weight @{} is stored {}: folding {factor} would round it again",
             weight.name, weight.dtype
@@ -76,11 +75,6 @@ fn weight_to_scale(
         1 => Ok((at, id)),
         n => Err(format!("weight @{} is read at {n} places: a scaled copy would be stored as well", weight.name)),
     }
-}
-
-/// Multiplying by it changes a float's exponent only.
-fn is_power_of_two(x: f32) -> bool {
-    x.is_normal() && x.to_bits() & 0x007f_ffff == 0
 }
 
 /// New scales of the nodes that read a scaled value, if all of them are scores linear in it.

@@ -16,8 +16,11 @@ pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, P
     let mut edit = Edit::default();
     for value in 0..graph.values.len() as u32 {
         let x = ValueId(value);
-        let linears: Vec<NodeId> =
-            links.users(x).iter().copied().filter(|id| graph.node(*id).op == Op::Linear).collect();
+        let multiplies = |id: &NodeId| {
+            let node = graph.node(*id);
+            node.op == Op::Linear && node.operands[0] == Operand::Value(x)
+        };
+        let linears: Vec<NodeId> = links.users(x).iter().copied().filter(multiplies).collect();
         if linears.len() < 2 {
             continue;
         }
@@ -64,7 +67,10 @@ fn why_not(graph: &Graph, links: &Links, readers: &[Vec<(NodeId, usize)>], id: N
     let weight = weight_of(node);
     match readers[weight.0 as usize].len() {
         1 => why_not_derive(graph, weight),
-        n => Some(format!("weight @{} is read at {n} places: it would be stored twice", graph.weight(weight).name)),
+        n => Some(format!(
+            "weight @{} is read at {n} places: a merged copy would be stored as well",
+            graph.weight(weight).name
+        )),
     }
 }
 

@@ -9,7 +9,7 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
     plan::check(&plan, graph)?;
     let mut report = PassReport::default();
     let (arena, state) = (plan.arena_bytes, plan.state_bytes);
-    report.fire(&graph.info.name, format!("{} buffers, arena {arena} bytes, state {state} bytes", plan.buffers.len()));
+    report.fire("memory", format!("{} buffers, arena {arena} bytes, state {state} bytes", plan.buffers.len()));
     report.plan = Some(plan);
     Ok(report)
 }

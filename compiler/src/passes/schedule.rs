@@ -22,7 +22,8 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
         }
         let direct = node.results.iter().flat_map(|r| links.users(*r));
         let Some(first) = direct.copied().min_by_key(|user| order.place(*user)) else { continue };
-        if order.place(first) == order.place(at) + 1 {
+        if order.target(at, first) == order.place(at) + 1 {
+            order.sunk_to[i] = Some(first);
             continue;
         }
         let kept: u64 = node.results.iter().map(|r| bytes(graph, ctx, *r)).sum();
@@ -65,20 +66,31 @@ fn bytes(graph: &Graph, ctx: &PassContext, value: ValueId) -> u64 {
 struct Order {
     nodes: Vec<NodeId>,
     places: Vec<usize>,
+    /// For nodes that stand right before a user, alone or with others: that user.
+    sunk_to: Vec<Option<NodeId>>,
 }
 
 impl Order {
     fn new(nodes: usize) -> Self {
-        Self { nodes: (0..nodes as u32).map(NodeId).collect(), places: (0..nodes).collect() }
+        let sunk_to = vec![None; nodes];
+        Self { nodes: (0..nodes as u32).map(NodeId).collect(), places: (0..nodes).collect(), sunk_to }
     }
 
     fn place(&self, id: NodeId) -> usize {
         self.places[id.0 as usize]
     }
 
-    /// Moves `id` down, right before `user`.
+    /// Where `id` would sink to: before `user`, and before those that stand there already, which come later in the program.
+    fn target(&self, id: NodeId, user: NodeId) -> usize {
+        let sank = |place: &usize| self.sunk_to[self.nodes[*place].0 as usize] == Some(user);
+        let above = (self.place(id) + 1..self.place(user)).rev().take_while(sank).count();
+        self.place(user) - above
+    }
+
+    /// Moves `id` down to its target.
     fn sink(&mut self, id: NodeId, user: NodeId) {
-        let (from, to) = (self.place(id), self.place(user));
+        let (from, to) = (self.place(id), self.target(id, user));
+        self.sunk_to[id.0 as usize] = Some(user);
         self.nodes[from..to].rotate_left(1);
         for place in from..to {
             self.places[self.nodes[place].0 as usize] = place;

@@ -81,8 +81,8 @@ pub fn plan_memory(graph: &Graph, max_tokens: u64, chunk_tokens: u64) -> Result<
             scratch.push((NodeId(i as u32), request, buffer));
         }
         if node.op != Op::Slice {
-            for result in &node.results {
-                assigner.assign(i, node, *result)?;
+            for r in 0..node.results.len() {
+                assigner.assign(i, node, r)?;
             }
         }
     }
@@ -160,8 +160,9 @@ impl<'g> Assigner<'g> {
         self.drafts.len() - 1
     }
 
-    /// Gives a result the place of an operand, or a buffer of its own.
-    fn assign(&mut self, i: usize, node: &Node, result: ValueId) -> Result<(), PlanError> {
+    /// Gives result `r` the place of an operand, or a buffer of its own.
+    fn assign(&mut self, i: usize, node: &Node, r: usize) -> Result<(), PlanError> {
+        let result = node.results[r];
         let slot = match in_place_operands(node.op).iter().find_map(|place| self.overwritable(i, node, *place, result))
         {
             Some(slot) => slot,
@@ -169,7 +170,10 @@ impl<'g> Assigner<'g> {
                 let ty = self.graph.ty(result);
                 let rows = max_rows(self.graph, result, self.chunk_tokens)?;
                 let bytes = product(title(node), &[rows, ty.cols(), ty.dtype.bytes()])?;
-                let name = title(node).to_owned();
+                let name = match node.op.row().results {
+                    [_] => title(node).to_owned(),
+                    names => format!("{}.{}", title(node), names[r]),
+                };
                 self.drafts.push(Draft { name, bytes, first: i, last: i, members: Vec::new() });
                 Slot { buffer: self.drafts.len() - 1, first_col: 0, stride: ty.cols() }
             }

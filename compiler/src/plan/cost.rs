@@ -4,8 +4,8 @@
 //! matrix products, attention and routing scores. Norms, activations and copies are not: they are a few per cent.
 //! Where the number of modules of a token is decided at run time, a figure is a [`Range`] from `k_min` to `k_max`.
 
-use crate::ops::Policy;
 use crate::ir::{Component, Graph, Node, NodeId, Op, Operand, SymbolId, WeightDef, WeightId};
+use crate::ops::Policy;
 
 /// The least and the most that a figure can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
