@@ -3,19 +3,20 @@
 # It lives outside the clone, in ${LAPIDARY_CACHE:-~/.cache/lapidary}/venv-<hash of requirements.txt>, because
 # PyTorch is large and clones are many. PYTHON chooses the interpreter it is made with.
 set -euo pipefail
+python="${PYTHON:-python3}"
 requirements="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/requirements.txt"
 cache="${LAPIDARY_CACHE:-$HOME/.cache/lapidary}"
-venv="$cache/venv-$(sha256sum "$requirements" | cut -c1-16)"
+hash="$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:16])' "$requirements")"
+venv="$cache/venv-$hash"
 
-if [ ! -e "$venv/complete" ]; then
+if [ ! -d "$venv" ]; then
     mkdir -p "$cache"
-    exec 9>"$venv.lock"
-    flock 9 # of two callers one builds and the other waits
-    if [ ! -e "$venv/complete" ]; then
-        rm -rf "$venv" # left by a build that did not reach its end
-        "${PYTHON:-python3}" -m venv "$venv" >&2
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
-        touch "$venv/complete"
-    fi
+    # Built beside its place and moved there whole, so that what has the right name is complete. Moving breaks the
+    # scripts in bin that name their interpreter, hence `python -m pytest` and not `pytest`.
+    building="$(mktemp -d "$cache/building-XXXXXX")"
+    trap 'rm -rf "$building"' EXIT
+    "$python" -m venv "$building/venv" >&2
+    "$building/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2
+    [ -d "$venv" ] || mv "$building/venv" "$venv" # unless another call was faster
 fi
 echo "$venv/bin/python"

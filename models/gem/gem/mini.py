@@ -72,7 +72,7 @@ CONFIG = GemConfig.from_dict(
 )
 
 RECIPE = Recipe(
-    steps=1800,
+    steps=1500,
     batch_size=12,
     length=384,
     learning_rate=3e-3,
