@@ -59,7 +59,8 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
     for entry in npz.names().with_context(|| format!("{}: broken archive", path.display()))? {
         let array = entry.trim_end_matches(".npy");
         let (prompt, name) = split_name(array);
-        let slot = prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
+        let slot =
+            prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
         let place = || format!("{}: array {array}", path.display());
         match name {
             "ids" | "greedy" => {

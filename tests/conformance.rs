@@ -140,7 +140,8 @@ fn element_wise() -> Vec<Case> {
         one("fill", "", &format!("fill(%x) {{cols = {d}, value = 0.25}}"));
     }
     // A view in the middle of a row, read by ops that overwrite and ops that do not.
-    let ops = "%10: f32[T, 5] = slice(%x) {begin = 3, end = 8}\n%11: f32[T, 5] = silu(%10)\n%12: f32[T, 5] = add(%10, %11)\n";
+    let ops =
+        "%10: f32[T, 5] = slice(%x) {begin = 3, end = 8}\n%11: f32[T, 5] = silu(%10)\n%12: f32[T, 5] = add(%10, %11)\n";
     cases.push(case("slice", 11, "", ops, &[("y", "%12"), ("z", "%11")]));
     let ops = "%10: f32[1, 9] = mean_rows(%x)\n%11: f32[1, 9] = l2_normalize(%10)\n";
     let mut pooled = case("mean_rows", 9, "", ops, &[("output", "%11")]);
@@ -226,7 +227,8 @@ fn routing() -> Vec<Case> {
             ];
             let mut made = case(format!("route-{policy}-{k_min}-{k_max}-{d}"), d, &weights, &ops, &outputs);
             if matches!(policy, "expert_choice" | "bidirectional") {
-                made.text = made.text.replace("is_causal = true", "is_causal = true,\n  why_no_decode = \"ranks tokens\"");
+                made.text =
+                    made.text.replace("is_causal = true", "is_causal = true,\n  why_no_decode = \"ranks tokens\"");
             }
             cases.push(made);
         }
@@ -402,7 +404,8 @@ fn main() {
             }
             let skipped = why_not.as_ref().map(|why| format!(" (skipped: {why})")).unwrap_or_default();
             let name = format!("{}::{}{skipped}", target.name, case.name);
-            let test = move || if target.cpu.is_some() { runs_emulated(&case, target) } else { runs_natively(&case, target) };
+            let test =
+                move || if target.cpu.is_some() { runs_emulated(&case, target) } else { runs_natively(&case, target) };
             trials.push(Trial::test(name, test).with_ignored_flag(why_not.is_some()));
         }
     }

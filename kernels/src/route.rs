@@ -1,8 +1,6 @@
 //! Routing: scores of the clusters, a token's cluster, grouping tokens by module, cluster memory, cluster chains.
 
-use crate::args::{
-    ClusterAppendArgs, RouteClusterArgs, RouteGroupArgs, RouteMemoryArgs, RouteScoresArgs,
-};
+use crate::args::{ClusterAppendArgs, RouteClusterArgs, RouteGroupArgs, RouteMemoryArgs, RouteScoresArgs};
 use crate::math::{dot, dot4};
 use crate::rows::softmax_row;
 use crate::simd::{Scalar, Simd};
@@ -34,8 +32,7 @@ pub(crate) unsafe fn route_scores<S: Simd>(s: S, args: &RouteScoresArgs) {
                 c += 4;
             }
             while c < clusters {
-                a.add(c)
-                    .write(args.scale.value * dot(s, q, args.keys.add(c * dim), dim));
+                a.add(c).write(args.scale.value * dot(s, q, args.keys.add(c * dim), dim));
                 c += 1;
             }
             for domain in 0..domains.min(clusters) {
@@ -91,9 +88,7 @@ pub(crate) unsafe fn route_group(_: Scalar, args: &RouteGroupArgs) {
                 let at = r * modules + module;
                 if args.mask.add(at).read() != 0 {
                     args.tokens.add(entries).write(r as u32);
-                    args.token_gates
-                        .add(entries)
-                        .write(args.gates.add(at).read());
+                    args.token_gates.add(entries).write(args.gates.add(at).read());
                     entries += 1;
                 }
             }

@@ -99,7 +99,16 @@ fn emulator() -> &'static Result<PathBuf, String> {
         }
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let built = run(Command::new(cargo)
-            .args(["build", "--no-default-features", "--message-format", "json", "--target", triple, "--bin", "lapidary"])
+            .args([
+                "build",
+                "--no-default-features",
+                "--message-format",
+                "json",
+                "--target",
+                triple,
+                "--bin",
+                "lapidary",
+            ])
             .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
             .current_dir(root()))?;
         let executable = built.lines().rev().find_map(|line| {
