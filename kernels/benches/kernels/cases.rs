@@ -177,8 +177,14 @@ fn embed(row: &KernelRow, function: KernelFn) -> Work {
 /// The measurements of a row.
 pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
     let one = match row.op {
-        KernelOp::Gemm | KernelOp::GemmSwiglu => {
+        KernelOp::Gemm => {
             return [(ROWS, 2048, D), (16, 2048, D), (ROWS, D, 2048)]
+                .map(|(m, n, k)| product(row, function, m, n, k))
+                .into();
+        }
+        // Half the columns of each of the two matrices: as much work as a GEMM.
+        KernelOp::GemmSwiglu => {
+            return [(ROWS, 1024, D), (16, 1024, D)]
                 .map(|(m, n, k)| product(row, function, m, n, k))
                 .into();
         }
