@@ -16,6 +16,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::interp::Interpreter;
 use crate::ir::{Graph, NoSource, ParseError, VerifyError, WeightDef, WeightSource, parse};
 use checkpoint::Checkpoint;
 pub use config::{AttentionConfig, ConfigError, GemConfig, ScarConfig, TokenRouterConfig};
@@ -103,6 +104,13 @@ pub struct ImportedModel {
     pub tokenizer: Option<Vec<u8>>,
 }
 
+impl ImportedModel {
+    /// The reference interpreter on the imported graph.
+    pub fn interpreter(&self) -> Interpreter<'_> {
+        Interpreter::new(&self.graph, &*self.source)
+    }
+}
+
 /// Imports `preset:NAME`, a `.lir` file, or a model's folder.
 pub fn load(model: &str, options: &ImportOptions) -> Result<ImportedModel, ImportError> {
     let path = Path::new(model);
@@ -114,9 +122,6 @@ pub fn load(model: &str, options: &ImportOptions) -> Result<ImportedModel, Impor
 }
 
 /// Imports a GEM folder: `config.json`, `*.safetensors`, `tokenizer.json` if there is one.
-///
-/// The model's `source_digest` is BLAKE3 over, for `config.json` and then each safetensors file by name, the file's
-/// length in bytes as u64 (little-endian) and its bytes.
 pub fn load_gem(folder: &Path, options: &ImportOptions) -> Result<ImportedModel, ImportError> {
     let config_path = folder.join("config.json");
     let text = read_text(&config_path, MAX_CONFIG_BYTES)?;
@@ -133,10 +138,7 @@ pub fn load_gem(folder: &Path, options: &ImportOptions) -> Result<ImportedModel,
     })
     .map_err(|error| ImportError::Graph { path: folder.into(), error })?;
     graph.info.config_json = text;
-    let mut digest = Digest::default();
-    digest.add(graph.info.config_json.as_bytes());
-    checkpoint.file_bytes().for_each(|bytes| digest.add(bytes));
-    graph.info.source_digest = digest.finish();
+    graph.info.source_digest = digest_of(&graph.info.config_json, &checkpoint);
 
     let tokenizer_path = folder.join("tokenizer.json");
     let tokenizer = match tokenizer_path.is_file() {
@@ -144,6 +146,20 @@ pub fn load_gem(folder: &Path, options: &ImportOptions) -> Result<ImportedModel,
         false => None,
     };
     Ok(ImportedModel { graph, source: Arc::new(checkpoint), tokenizer })
+}
+
+/// The digest of a model's folder, [`ModelInfo::source_digest`](crate::ir::ModelInfo::source_digest): BLAKE3 over, for
+/// `config.json` and then each safetensors file by name, the file's length in bytes as u64 (little-endian) and its bytes.
+pub fn source_digest(folder: &Path) -> Result<[u8; 32], ImportError> {
+    let config = read_text(&folder.join("config.json"), MAX_CONFIG_BYTES)?;
+    Ok(digest_of(&config, &Checkpoint::open(folder)?))
+}
+
+fn digest_of(config: &str, checkpoint: &Checkpoint) -> [u8; 32] {
+    let mut digest = Digest::default();
+    digest.add(config.as_bytes());
+    checkpoint.file_bytes().for_each(|bytes| digest.add(bytes));
+    digest.finish()
 }
 
 /// Every expected tensor is there with its shape, and no other.

@@ -38,9 +38,10 @@ pub fn tensors(config: &GemConfig) -> Result<Vec<TensorSpec>, ConfigError> {
         let wanted = format!("layers and clusters of at most {} tensors", limits::MAX_ENTITIES / 2);
         return too_large("num_hidden_layers", wanted, count);
     }
-    let width = config.num_attention_heads * config.head_dim;
-    if width > limits::MAX_COLS {
-        return too_large("num_attention_heads", format!("heads · head_dim of at most {}", limits::MAX_COLS), width);
+    // Queries, keys, values and SCAR's query may become one projection, whose columns have a bound.
+    let (width, max_width) = (config.num_attention_heads * config.head_dim, limits::MAX_COLS / 4);
+    if width > max_width {
+        return too_large("num_attention_heads", format!("heads · head_dim of at most {max_width}"), width);
     }
     let mut list = List { out: Vec::new() };
     list.model(config);

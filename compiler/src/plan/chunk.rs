@@ -1,6 +1,6 @@
 //! How many tokens one call may have.
 
-use crate::ir::{Graph, Op};
+use crate::ir::{Graph, HeadKind, Op};
 use crate::ops::Policy;
 
 use super::title;
@@ -12,6 +12,9 @@ pub const DEFAULT_CHUNK_TOKENS: u64 = 128;
 pub fn why_whole_sequence(graph: &Graph) -> Option<String> {
     if !graph.info.is_causal {
         return Some("the model is not causal".into());
+    }
+    if graph.info.head != HeadKind::CausalLm {
+        return Some("the head pools over all tokens".into());
     }
     graph.nodes.iter().find_map(|node| {
         if node.op == Op::RouteSelect && Policy::of(&node.attrs).looks_across_tokens() {

@@ -56,13 +56,17 @@ pub struct ExecContext {
 pub enum Counter {
     /// Rows through module FFNs: Σ over layers and tokens of |R|.
     RowsRouted = 0,
-    /// Keys read by the model's attention, per query row and key/value head.
-    KeysRead = 1,
-    /// Query rows × key/value heads of the model's attention.
-    Queries = 2,
+    /// Keys read by `attn.clustered`, per query row and key/value head.
+    ClusteredKeysRead = 1,
+    /// Query rows × key/value heads of `attn.clustered`.
+    ClusteredQueries = 2,
+    /// Keys read by `attn.range`, per query row and key/value head.
+    RangeKeysRead = 3,
+    /// Query rows × key/value heads of `attn.range`.
+    RangeQueries = 4,
     /// Modules whose weights were read: Σ over layers and calls of modules with at least one token.
-    ModulesRead = 3,
+    ModulesRead = 5,
 }
 
 /// Number of [`Counter`]s.
-pub const COUNTERS: usize = 4;
+pub const COUNTERS: usize = 6;

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The CPU target: how does a plan become x86-64 or AArch64 code?
+//!
+//! Cranelift compiles the model around the micro-kernels of `lapidary-kernels`: one native function per step with every
+//! shape, stride and offset a constant, loops over ragged groups, element-wise tails, calls through a table of kernels. There
+//! is no interpreter and no op dispatch when the program runs. Code is position-independent and reaches everything
+//! through the execution context (`lapidary_format::abi`), so it runs from wherever it is mapped.
+//!
+//! * [`targets`]: what a program may assume of its machine.
+//! * [`layout`]: where packed weights lie.
+//! * [`lower()`]: planned graph → [`Lowered`] → artifact.
+
+mod artifact;
+mod emit;
+mod error;
+pub mod layout;
+mod lower;
+pub mod program;
+pub mod targets;
+
+pub use artifact::{About, Lowered, component_name, lower};
+pub use error::LowerError;
+pub use lower::Entry;
+pub use targets::{Architecture, CPU_TARGETS, CpuTarget, CpuTargetRow};

@@ -1,0 +1,103 @@
+//! What a core can do at most, to hold kernels against: loops that do nothing else.
+
+use crate::features::{FeatureSet, Isa};
+use crate::simd::Simd;
+
+/// Accumulators of the multiply-add loop: enough to hide the latency of two units of four cycles and more.
+const ACCUMULATORS: usize = 12;
+
+/// Independent multiply-adds in registers, `iterations` times; returns the multiply-adds done.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+unsafe fn multiply_add_loop<S: Simd>(iterations: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    let s = unsafe { S::assume() };
+    let factor = s.splat(core::hint::black_box(0.999_999));
+    let mut acc = [s.splat(core::hint::black_box(1.0)); ACCUMULATORS];
+    for _ in 0..iterations {
+        for a in &mut acc {
+            *a = s.fma(*a, factor, factor);
+        }
+    }
+    let mut sum = s.zero();
+    for a in acc {
+        sum = s.add(sum, a);
+    }
+    core::hint::black_box(s.sum(sum));
+    iterations * (ACCUMULATORS * S::LANES) as u64
+}
+
+/// Sum of all elements, so that every byte is read once.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+unsafe fn read_loop<S: Simd>(data: &[u64]) -> f32 {
+    // SAFETY: the caller's promise.
+    let s = unsafe { S::assume() };
+    let mut acc = [s.zero(); 8];
+    let step = 8 * S::LANES;
+    let elements = data.len() * 2;
+    let base = data.as_ptr().cast::<f32>();
+    let mut at = 0;
+    while at + step <= elements {
+        for (i, a) in acc.iter_mut().enumerate() {
+            // SAFETY: at + step ≤ elements, and any bits are an f32.
+            let v = unsafe { s.load(base.add(at + i * S::LANES)) };
+            *a = s.max(v, *a);
+        }
+        at += step;
+    }
+    let mut all = s.zero();
+    for a in acc {
+        all = s.max(a, all);
+    }
+    s.max_lane(all)
+}
+
+macro_rules! by_isa {
+    ($features:expr, $function:ident ( $($name:ident : $ty:ty),* ) -> $ret:ty) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            unsafe fn avx512($($name: $ty),*) -> $ret {
+                // SAFETY: the caller promises the features.
+                unsafe { $function::<crate::simd::Avx512>($($name),*) }
+            }
+            #[target_feature(enable = "avx,avx2,fma,f16c")]
+            unsafe fn avx2($($name: $ty),*) -> $ret {
+                // SAFETY: the caller promises the features.
+                unsafe { $function::<crate::simd::Avx2>($($name),*) }
+            }
+            if $features.contains(Isa::Avx512.required()) {
+                // SAFETY: the set says that the CPU has them.
+                return unsafe { avx512($($name),*) };
+            }
+            if $features.contains(Isa::Avx2.required()) {
+                // SAFETY: as above.
+                return unsafe { avx2($($name),*) };
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if $features.contains(Isa::Neon.required()) {
+            // SAFETY: every AArch64 target of this crate has NEON.
+            return unsafe { $function::<crate::simd::Neon>($($name),*) };
+        }
+        // SAFETY: the scalar set needs nothing.
+        unsafe { $function::<crate::simd::Scalar>($($name),*) }
+    }};
+}
+
+/// Does `iterations` rounds of independent f32 multiply-adds on the widest vectors of this CPU; returns how many
+/// multiply-adds that were.
+pub fn multiply_adds(iterations: u64) -> u64 {
+    by_isa!(FeatureSet::detect(), multiply_add_loop(iterations: u64) -> u64)
+}
+
+/// Reads all of `data` once, with the widest vectors of this CPU. The result only keeps the reads from being optimised
+/// away.
+pub fn read(data: &[u64]) -> f32 {
+    by_isa!(FeatureSet::detect(), read_loop(data: &[u64]) -> f32)
+}

@@ -1,0 +1,19 @@
+"""GEM in PyTorch: the executable specification of the model family, its trainer and its reference outputs.
+
+What lives here, in reading order:
+
+    config.py        config.json, strictly parsed
+    select.py        which modules a token visits (the five policies)
+    attention.py     RoPE, the masks, grouped-query attention
+    token_router.py  the domain classifier that runs once per token
+    block.py         SCAR, the feed-forward paths, one transformer block
+    model.py         the three heads, caches, greedy generation
+    weights.py       tensor names, safetensors in and out
+    data.py, tokenizer.py, train.py, mini.py         training
+    evaluate.py, reference.py, make_random_models.py what the Rust tests compare against
+
+Kernels, quantization and everything that is fast live in the Rust crates.
+
+    >>> from gem.weights import load_model
+    >>> model = load_model("tests/models/gem-mini")
+"""

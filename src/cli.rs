@@ -1,0 +1,236 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Compiles sparse routed language models to native code and runs them.
+#[derive(Parser)]
+#[command(name = "lapidary", version, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+pub struct Global {
+    /// No progress, no log
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More log
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// For programs: one object with a `schema` field
+    Json,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Compiles the bundled, really trained GEM for this machine, generates, and shows where each token was routed
+    #[cfg(feature = "compiler")]
+    Demo(DemoArgs),
+    /// Compiles a model to an artifact
+    #[cfg(feature = "compiler")]
+    Compile(CompileArgs),
+    /// Runs an artifact: text generation, text to classes or embeddings, or plain tensors
+    Run(RunArgs),
+    /// Times an artifact: prefill and decode
+    Bench(BenchArgs),
+    /// Shows what is in a model or an artifact
+    Inspect(InspectArgs),
+    /// Compares an artifact's outputs with reference outputs or another artifact
+    Compare(CompareArgs),
+    /// Lists the targets that this build compiles for
+    #[cfg(feature = "compiler")]
+    Targets(ListArgs),
+    /// Lists the kernels of this build and which of them run here
+    Kernels(ListArgs),
+    /// Lists the compiler's passes
+    #[cfg(feature = "compiler")]
+    Passes(ListArgs),
+}
+
+/// `targets`, `kernels`, `passes`.
+#[derive(Args)]
+pub struct ListArgs {
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `demo`.
+#[cfg(feature = "compiler")]
+#[derive(Args)]
+pub struct DemoArgs {
+    /// Text to continue, instead of one prompt per chosen domain
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Tokens to generate per prompt
+    #[arg(long, default_value_t = 24)]
+    pub max_new: usize,
+    /// Threads (0: as many as the machine has)
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// `compile`.
+#[cfg(feature = "compiler")]
+#[derive(Args)]
+pub struct CompileArgs {
+    /// A GEM folder (config.json, *.safetensors, tokenizer.json), a .lir file, or preset:NAME
+    pub model: String,
+    /// What to compile for, see `lapidary targets`
+    #[arg(long, default_value = "native")]
+    pub target: String,
+    /// The artifact to write [default: MODEL's name with .lapis]
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    /// Weights: none (as in the checkpoint), fp32, fp16
+    #[arg(long, default_value = "none")]
+    pub quant: String,
+    /// Longest sequence [default: the model's max_position_embeddings]
+    #[arg(long)]
+    pub max_tokens: Option<u64>,
+    /// Most tokens of one prefill call [default: 128, or the whole sequence where the model needs it]
+    #[arg(long)]
+    pub chunk_tokens: Option<u64>,
+    /// What to write: lapis, ir
+    #[arg(long, default_value = "lapis")]
+    pub emit: String,
+    /// Print the graph after a phase (imported, canonical, quantized, fused, planned) or after a pass, and stop
+    #[arg(long, value_name = "PHASE|PASS")]
+    pub dump_ir: Option<String>,
+    /// Print why a pass did not fire where it might have, and stop
+    #[arg(long, value_name = "PASS")]
+    pub why_not: Option<String>,
+    /// Plan and report, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Format of the summary
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `run`.
+#[derive(Args)]
+pub struct RunArgs {
+    /// The artifact
+    pub artifact: PathBuf,
+    /// Text to continue
+    #[arg(long, conflicts_with_all = ["text", "input"])]
+    pub prompt: Option<String>,
+    /// Text to classify or to embed
+    #[arg(long, conflicts_with = "input")]
+    pub text: Option<String>,
+    /// Plain tensors: ids=@ids.npy, int64 [T]
+    #[arg(long, value_name = "NAME=@FILE.npy", requires = "output")]
+    pub input: Option<String>,
+    /// Where plain outputs go
+    #[arg(long, value_name = "FILE.npz", requires = "input")]
+    pub output: Option<PathBuf>,
+    /// Tokens to generate
+    #[arg(long, default_value_t = 64)]
+    pub max_new: usize,
+    /// 0: greedy
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Sample from the most probable tokens of this mass
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads (0: as many as the machine has)
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Generate on past the end-of-text token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Print the work counters after the run: rows routed, keys read, modules read
+    #[arg(long)]
+    pub counters: bool,
+}
+
+/// `bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    /// Artifacts, timed in turn
+    #[arg(required = true)]
+    pub artifacts: Vec<PathBuf>,
+    /// Tokens of a call: 1 times decode, more time prefill
+    #[arg(long, value_delimiter = ',', default_value = "1,128")]
+    pub tokens: Vec<usize>,
+    /// Thread counts
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub threads: Vec<usize>,
+    /// Timed repetitions [default: as many as fit in about two seconds, 5 to 500]
+    #[arg(long)]
+    pub reps: Option<usize>,
+    /// Untimed repetitions first
+    #[arg(long, default_value_t = 3)]
+    pub warmup: usize,
+    /// Tokens already in the cache when decode is timed
+    #[arg(long, default_value_t = 64)]
+    pub context: usize,
+    /// Which modules tokens visit: model (what the model's own router says on random ids)
+    #[arg(long, default_value = "model")]
+    pub routing: String,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `inspect`.
+#[derive(Args)]
+pub struct InspectArgs {
+    /// An artifact, a model folder, or preset:NAME
+    pub file: String,
+    /// Verify every checksum and bound
+    #[arg(long)]
+    pub check: bool,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `compare`.
+#[derive(Args)]
+pub struct CompareArgs {
+    /// The artifact
+    pub artifact: PathBuf,
+    /// `reference` (the outputs that PyTorch gave, or the reference interpreter), a reference .npz, or another artifact
+    #[arg(long)]
+    pub with: String,
+    /// Folder of the model, for `reference` [default: found below tests/models by the artifact's digest]
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Largest absolute difference [default: 1e-3 for f32 weights, else 1e-2]
+    #[arg(long)]
+    pub atol: Option<f32>,
+    /// Difference allowed relative to the reference value, added to --atol
+    #[arg(long, default_value_t = 0.0)]
+    pub rtol: f32,
+    /// Threads (0: as many as the machine has)
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Compare no greedy continuations
+    #[arg(long)]
+    pub no_greedy: bool,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}

@@ -1,0 +1,116 @@
+//! `lapidary compile`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::bail;
+use lapidary_compiler::ir::Phase;
+use lapidary_compiler::passes::{self, StopAfter};
+use lapidary_compiler::plan::render;
+
+use crate::cli::{CompileArgs, Format};
+use crate::failure::{Unsupported, Usage};
+use crate::model::{self, Options, Summary};
+use crate::ui::Ui;
+
+/// Compiles a model, or stops at a phase and prints the graph.
+pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
+    let start = Summary::start();
+    let options = Options::new(&args.target, &args.quant, args.max_tokens, args.chunk_tokens)?;
+    match args.emit.as_str() {
+        "lapis" | "ir" => {}
+        "exe" | "object" | "image" | "asm" => {
+            bail!(Unsupported(format!("--emit {}: not in this build yet; wanted lapis or ir", args.emit)))
+        }
+        other => bail!(Usage(format!("--emit: wanted lapis or ir, found `{other}`"))),
+    }
+    if let Some(pass) = &args.why_not {
+        return why_not(args, &options, pass);
+    }
+    if let Some(stop) = &args.dump_ir {
+        return dump(args, &options, stop);
+    }
+    if args.emit == "ir" {
+        return dump(args, &options, "planned");
+    }
+    let planned = model::plan(model::load(&args.model)?, options, ui)?;
+    let lowered = planned.lower()?;
+    let artifact_bytes = if args.dry_run {
+        None
+    } else {
+        let output = args.output.clone().unwrap_or_else(|| default_output(&planned.graph.info.name));
+        Some(planned.write(&lowered, &output, ui)?)
+    };
+    let summary = Summary { planned: &planned, lowered: &lowered, artifact_bytes, elapsed: start.elapsed() };
+    match args.format {
+        Format::Text => summary.print_text(),
+        Format::Json => summary.print_json(),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn default_output(name: &str) -> PathBuf {
+    Path::new(name).with_extension("lapis")
+}
+
+fn unknown_stop(found: &str) -> anyhow::Error {
+    let phases = Phase::ALL.map(Phase::name).join(", ");
+    anyhow::Error::new(Usage(format!(
+        "wanted a phase ({phases}) or a pass, found `{found}`\nhint: `lapidary passes` lists the passes"
+    )))
+}
+
+/// The graph after a phase or pass as `.lir` text on stdout, or in `--output`; the memory plan as comments below it.
+fn dump(args: &CompileArgs, options: &Options, stop: &str) -> anyhow::Result<ExitCode> {
+    let stop_after = StopAfter::parse(stop).ok_or_else(|| unknown_stop(stop))?;
+    let mut graph = model::load(&args.model)?.graph;
+    let plan = match stop_after {
+        StopAfter::Phase(Phase::Lowered) => bail!(Unsupported("--dump-ir lowered: code is not printed yet".into())),
+        StopAfter::Phase(Phase::Imported) => None,
+        StopAfter::Phase(_) | StopAfter::Pass(_) => {
+            model::run_passes(&mut graph, options, Some(stop_after), &mut |_, _, _| ())?
+        }
+    };
+    let mut text = graph.to_string();
+    if let Some(plan) = plan {
+        for line in render(&plan, &graph).lines() {
+            text.push_str(&format!("; {line}\n"));
+        }
+    }
+    match &args.output {
+        Some(path) if args.emit == "ir" => write_text(path, &text)?,
+        Some(_) | None => print!("{text}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes text under another name and renames it.
+fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let temporary = tempfile::NamedTempFile::new_in(folder)?;
+    std::fs::write(temporary.path(), text)?;
+    temporary.persist(path)?;
+    Ok(())
+}
+
+/// Where a pass fired, and why it did not where it might have.
+fn why_not(args: &CompileArgs, options: &Options, pass: &str) -> anyhow::Result<ExitCode> {
+    let row = passes::by_name(pass).ok_or_else(|| unknown_stop(pass))?;
+    let mut graph = model::load(&args.model)?.graph;
+    let stop = StopAfter::Pass(row.name);
+    model::run_passes(&mut graph, options, Some(stop), &mut |ran, _, report| {
+        if ran.name == row.name {
+            for fired in &report.fired {
+                println!("fired  {}: {}", fired.label, fired.what);
+            }
+            for missed in &report.missed {
+                println!("not    {}: {}", missed.label, missed.reason);
+            }
+            if report.fired.is_empty() && report.missed.is_empty() {
+                println!("{pass}: nothing in this graph that it could change");
+            }
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

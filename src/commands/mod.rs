@@ -1,0 +1,39 @@
+//! One thin file per command.
+
+mod bench;
+mod compare;
+#[cfg(feature = "compiler")]
+mod compile;
+#[cfg(feature = "compiler")]
+mod demo;
+mod inspect;
+mod kernels;
+#[cfg(feature = "compiler")]
+mod passes;
+mod run;
+#[cfg(feature = "compiler")]
+mod targets;
+
+use std::process::ExitCode;
+
+use crate::cli::Command;
+use crate::ui::Ui;
+
+/// Runs a command.
+pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
+    match command {
+        #[cfg(feature = "compiler")]
+        Command::Demo(args) => demo::run(&args, ui),
+        #[cfg(feature = "compiler")]
+        Command::Compile(args) => compile::run(&args, ui),
+        Command::Run(args) => run::run(&args, ui),
+        Command::Bench(args) => bench::run(&args, ui),
+        Command::Inspect(args) => inspect::run(&args, ui),
+        Command::Compare(args) => compare::run(&args, ui),
+        #[cfg(feature = "compiler")]
+        Command::Targets(args) => targets::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
+        #[cfg(feature = "compiler")]
+        Command::Passes(args) => passes::run(&args),
+    }
+}

@@ -1,0 +1,151 @@
+//! `lapidary run`.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use lapidary_format::{Head, Manifest, abi::Counter};
+use lapidary_runtime::{
+    GenerateOptions, RunError, Sampler, SamplerOptions, Session, Stop, TensorData, TextError, Tokenizer, generate,
+};
+use ndarray::{Array1, Array2};
+use ndarray_npy::{NpzWriter, ReadNpyExt};
+
+use crate::cli::RunArgs;
+use crate::engine;
+use crate::failure::{Unsupported, Usage};
+use crate::ui::Ui;
+
+/// Generates, classifies, embeds, or runs plain tensors.
+pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
+    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
+        bail!(Usage(format!("--temperature: wanted a number from 0 on, found {}", args.temperature)));
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        bail!(Usage(format!("--top-p: wanted a number above 0, at most 1, found {}", args.top_p)));
+    }
+    let mut session = engine::open(&args.artifact, args.threads)?;
+    match (&args.prompt, &args.text, &args.input, &args.output) {
+        (Some(prompt), ..) => continue_text(&mut session, args, prompt, ui)?,
+        (None, Some(text), ..) => pool_text(&mut session, text)?,
+        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, input, output)?,
+        _ => bail!(Usage("run: wanted --prompt, --text, or --input with --output, found none of them".into())),
+    }
+    if args.counters {
+        for (name, counter) in [
+            ("rows routed to modules", Counter::RowsRouted),
+            ("modules read", Counter::ModulesRead),
+            ("keys read by clustered attention", Counter::ClusteredKeysRead),
+            ("queries of clustered attention", Counter::ClusteredQueries),
+            ("keys read by range attention", Counter::RangeKeysRead),
+            ("queries of range attention", Counter::RangeQueries),
+        ] {
+            eprintln!("{name}: {}", session.counter(counter));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What cannot be done by this model at all is [`Unsupported`].
+fn text_error(error: TextError) -> anyhow::Error {
+    match &error {
+        TextError::Run(RunError::CannotDecode { .. }) | TextError::NoLogits { .. } => {
+            anyhow::Error::new(Unsupported(error.to_string()))
+        }
+        _ => anyhow::Error::new(error),
+    }
+}
+
+fn continue_text(session: &mut Session, args: &RunArgs, prompt: &str, ui: &Ui) -> anyhow::Result<()> {
+    let model = session.model().clone();
+    let tokenizer = Tokenizer::of(model.artifact())?;
+    let mut sampler =
+        Sampler::new(SamplerOptions { temperature: args.temperature, top_p: args.top_p, seed: args.seed });
+    let options = GenerateOptions { max_new: args.max_new, stop_at_end: !args.ignore_eos };
+    let mut out = std::io::stdout().lock();
+    write!(out, "{prompt}")?;
+    out.flush()?;
+    let start = Instant::now();
+    let mut first = None;
+    let generated = generate(session, &tokenizer, &mut sampler, prompt, options, &mut |_, text| {
+        first.get_or_insert_with(|| start.elapsed());
+        // A closed pipe ends the text, not the program; nothing is lost that could still be shown.
+        let _ = write!(out, "{text}").and_then(|()| out.flush());
+    })
+    .map_err(text_error)?;
+    writeln!(out)?;
+    let total = start.elapsed().as_secs_f64();
+    let first = first.map_or(total, |f| f.as_secs_f64());
+    let later = generated.tokens.len().saturating_sub(1);
+    let rate = if later > 0 { later as f64 / (total - first) } else { 0.0 };
+    let why = match generated.stop {
+        Stop::EndOfText => "end of text",
+        Stop::MaxNew => "--max-new",
+        Stop::ContextLength => "the context is full",
+    };
+    ui.note(format!(
+        "{} prompt tokens in {:.1} ms, {} new tokens ({why}), {rate:.1} tokens/s",
+        generated.prompt_tokens,
+        first * 1e3,
+        generated.tokens.len(),
+    ));
+    Ok(())
+}
+
+/// Classes or an embedding of a text.
+fn pool_text(session: &mut Session, text: &str) -> anyhow::Result<()> {
+    let model = session.model().clone();
+    let manifest: Manifest<'_> = *model.manifest();
+    if manifest.head == Head::CausalLm {
+        bail!(Unsupported("--text: wanted a model that classifies or embeds, found one that generates\nhint: use --prompt".into()));
+    }
+    let ids = Tokenizer::of(model.artifact())?.encode(text)?;
+    let outputs = engine::outputs(session, &ids)?;
+    let output = outputs.get("output").context("the artifact has no output named `output`")?;
+    match manifest.head {
+        Head::SequenceClassification => {
+            for (label, score) in output.data.iter().enumerate() {
+                println!("{label}\t{score}");
+            }
+        }
+        Head::Embedding | Head::CausalLm => {
+            let numbers: Vec<String> = output.data.iter().map(f32::to_string).collect();
+            println!("[{}]", numbers.join(", "));
+        }
+    }
+    Ok(())
+}
+
+/// `ids=@x.npy` → every output into an `.npz`, written under another name and renamed.
+fn plain_tensors(session: &mut Session, input: &str, output: &Path) -> anyhow::Result<()> {
+    let Some(("ids", file)) = input.split_once("=@") else {
+        bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
+    };
+    let opened = std::fs::File::open(file).with_context(|| format!("{file}: cannot be opened"))?;
+    let ids: Array1<i64> = Array1::read_npy(opened).with_context(|| format!("{file}: wanted int64 [T]"))?;
+    let ids = ids
+        .iter()
+        .enumerate()
+        .map(|(i, id)| u32::try_from(*id).with_context(|| format!("{file}: element {i}: wanted a token id, found {id}")))
+        .collect::<anyhow::Result<Vec<u32>>>()?;
+    let tensors = session.forward_all(&ids)?;
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("{}: a file beside it cannot be created", output.display()))?;
+    let mut npz = NpzWriter::new(temporary.as_file_mut());
+    for tensor in tensors {
+        let shape = (tensor.rows, tensor.columns);
+        let (name, place) = (tensor.name.as_str(), || format!("{}: array {}", output.display(), tensor.name));
+        match tensor.data {
+            TensorData::F32(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
+            TensorData::U8(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
+            TensorData::U32(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
+        }
+        .with_context(place)?;
+    }
+    npz.finish().with_context(|| format!("{}: cannot be written", output.display()))?;
+    temporary.persist(output).with_context(|| format!("{}: cannot be renamed into place", output.display()))?;
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! What this machine can do at most, measured: multiply-adds per second and bytes read per second.
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use lapidary_kernels::limits;
+
+/// Measured limits of a number of threads together.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// f32 multiply-adds per second.
+    pub multiply_adds_per_s: f64,
+    /// Bytes read per second from a buffer far larger than the caches of a small machine.
+    pub bytes_per_s: f64,
+}
+
+/// Bytes that each thread reads.
+const BUFFER_BYTES: usize = 256 << 20;
+/// Iterations of the multiply-add loop: some 50 ms.
+const ITERATIONS: u64 = 20_000_000;
+
+/// Measures both; the best of three rounds, since the machine may be shared.
+pub fn measure(threads: usize) -> Limits {
+    let per_second = |work: &(dyn Fn() -> u64 + Sync)| {
+        (0..3).map(|_| together(threads, work)).fold(0.0, f64::max)
+    };
+    let multiply_adds_per_s = per_second(&|| limits::multiply_adds(ITERATIONS));
+    let buffer: Vec<u64> = (0..BUFFER_BYTES as u64 / 8).collect();
+    let bytes_per_s = per_second(&|| {
+        std::hint::black_box(limits::read(&buffer));
+        BUFFER_BYTES as u64
+    });
+    Limits { multiply_adds_per_s, bytes_per_s }
+}
+
+/// Runs `work` on all threads at once; units of work per second, all threads together.
+fn together(threads: usize, work: &(dyn Fn() -> u64 + Sync)) -> f64 {
+    let barrier = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let start = Instant::now();
+                    let done = work();
+                    (done, start, Instant::now())
+                })
+            })
+            .collect();
+        let results: Vec<_> = handles.into_iter().filter_map(|h| h.join().ok()).collect();
+        let done: u64 = results.iter().map(|(done, ..)| done).sum();
+        let begin = results.iter().map(|(_, begin, _)| *begin).min();
+        let end = results.iter().map(|(.., end)| *end).max();
+        match (begin, end) {
+            (Some(begin), Some(end)) => done as f64 / (end - begin).as_secs_f64(),
+            _ => 0.0,
+        }
+    })
+}

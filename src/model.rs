@@ -1,0 +1,348 @@
+//! From a model to an artifact: what `compile`, `demo` and `inspect` share.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use lapidary_compiler::import::{self, ImportOptions, ImportedModel};
+use lapidary_compiler::ir::{Graph, Op, WeightId, WeightReader};
+use lapidary_compiler::passes::{self, PassContext, PassReport, Recipe, StopAfter};
+use lapidary_compiler::plan::{Plan, cost};
+use lapidary_runtime::Tokenizer;
+use lapidary_target_cpu::{About, CPU_TARGETS, CpuTarget, Lowered, component_name, lower};
+use serde_json::json;
+
+use crate::cli::Format;
+use crate::failure::{Unsupported, Usage};
+use crate::ui::{Ui, bytes, count, table};
+
+/// Splat weights (one repeated value) beyond this are for planning and are not written out.
+const MAX_SPLAT_BYTES: u64 = 256 << 20;
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Target.
+    pub target: CpuTarget,
+    /// Storage of weights.
+    pub recipe: Recipe,
+    /// Longest sequence; `None`: the model's.
+    pub max_tokens: Option<u64>,
+    /// Most tokens of a call; `None`: the default.
+    pub chunk_tokens: Option<u64>,
+}
+
+impl Options {
+    /// From the names on the command line.
+    pub fn new(
+        target: &str,
+        quant: &str,
+        max_tokens: Option<u64>,
+        chunk_tokens: Option<u64>,
+    ) -> anyhow::Result<Self> {
+        Ok(Options { target: self::target(target)?, recipe: recipe(quant)?, max_tokens, chunk_tokens })
+    }
+}
+
+fn target(name: &str) -> anyhow::Result<CpuTarget> {
+    if name == "npu" || name.starts_with("npu:") {
+        bail!(Unsupported("--target: NPU targets are not in this build yet".into()));
+    }
+    CpuTarget::by_name(name).ok_or_else(|| {
+        let names: Vec<_> = CPU_TARGETS.iter().map(|row| row.name).collect();
+        anyhow::Error::new(Usage(format!("--target: wanted one of {}, found `{name}`", names.join(", "))))
+    })
+}
+
+fn recipe(name: &str) -> anyhow::Result<Recipe> {
+    if matches!(name, "int8" | "int4" | "hybrid") || name.ends_with(".toml") {
+        bail!(Unsupported(format!("--quant {name}: integer weights are not in this build yet; wanted none, fp32 or fp16")));
+    }
+    Recipe::from_str(name).map_err(|e| anyhow::Error::new(Usage(format!("--quant: {e}"))))
+}
+
+/// A model with its plan.
+pub struct Planned {
+    /// As imported: parameters and sizes before.
+    pub before: Vec<cost::ComponentBytes>,
+    /// Fused graph.
+    pub graph: Graph,
+    /// Weights and tokenizer.
+    pub model: ImportedModel,
+    /// Memory.
+    pub plan: Plan,
+    /// How to compile.
+    pub options: Options,
+}
+
+/// Reads a model.
+pub fn load(model: &str) -> anyhow::Result<ImportedModel> {
+    Ok(import::load(model, &ImportOptions::default())?)
+}
+
+/// The context of the passes for a graph.
+fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> {
+    let limit = graph.info.max_position_embeddings;
+    let max_tokens = options.max_tokens.unwrap_or(limit);
+    if max_tokens == 0 || max_tokens > limit {
+        bail!(Usage(format!("--max-tokens: wanted 1 to {limit} (max_position_embeddings), found {max_tokens}")));
+    }
+    let mut context = PassContext::new(graph, options.recipe, max_tokens);
+    if let Some(chunk) = options.chunk_tokens {
+        context.chunk_tokens = chunk;
+    }
+    Ok(context)
+}
+
+/// Runs the passes up to `stop_after`; `observer` sees each pass.
+pub fn run_passes(
+    graph: &mut Graph,
+    options: &Options,
+    stop_after: Option<StopAfter>,
+    observer: &mut dyn FnMut(&'static passes::PassRow, &Graph, &PassReport),
+) -> anyhow::Result<Option<Plan>> {
+    let context = context(graph, options)?;
+    Ok(passes::run_pipeline(graph, &context, stop_after, observer)?)
+}
+
+/// Runs all passes.
+pub fn plan(model: ImportedModel, options: Options, ui: &Ui) -> anyhow::Result<Planned> {
+    let before = cost::weight_bytes(&model.graph);
+    let mut graph = model.graph.clone();
+    let plan = run_passes(&mut graph, &options, None, &mut |row, graph, report| {
+        ui.detail(format!("{}: {} changes, {} nodes", row.name, report.fired.len(), graph.nodes.len()));
+    })?;
+    let plan = plan.context("the passes ended without a memory plan: the graph was planned before")?;
+    Ok(Planned { before, graph, model, plan, options })
+}
+
+impl Planned {
+    /// Decoding at the full context, or a full prefill where the model cannot decode; `(context, work)`.
+    fn work_per_token(&self) -> cost::Work {
+        cost::decode_work(&self.graph, self.plan.max_tokens - 1)
+            .unwrap_or_else(|| cost::prefill_work(&self.graph, 1))
+    }
+
+    /// Code, weight layout, tables.
+    pub fn lower(&self) -> anyhow::Result<Lowered<'_>> {
+        let work = self.work_per_token();
+        let end_token = match &self.model.tokenizer {
+            Some(json) => Tokenizer::from_json(json)?.end_token(),
+            None => None,
+        };
+        let about = About {
+            quantization: self.options.recipe.name().into(),
+            tokenizer: self.model.tokenizer.clone(),
+            end_token,
+            bytes_touched_per_token: work.weight_bytes.max + work.kv_bytes,
+            macs_per_token: work.multiply_adds.max,
+            parameters: self.before.iter().map(|c| c.elems).sum(),
+        };
+        Ok(lower(&self.graph, &self.plan, &self.options.target, &about)?)
+    }
+
+    /// Writes the artifact; gives its size.
+    pub fn write(&self, lowered: &Lowered<'_>, path: &Path, ui: &Ui) -> anyhow::Result<u64> {
+        let splat: u64 = self.before.iter().map(|c| c.splat_bytes).sum();
+        if splat > MAX_SPLAT_BYTES {
+            bail!(Unsupported(format!(
+                "{}: its weights are {} of one repeated value, made for planning and not written out\nhint: use --dry-run",
+                self.graph.info.name,
+                bytes(splat)
+            )));
+        }
+        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
+        }
+        let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
+        let read = |weight: WeightId, row: u64, out: &mut [f32]| {
+            reader.read_rows(weight, row, out).map_err(|e| io::Error::other(e.to_string()))
+        };
+        let bar = ui.bytes_bar("weights", lowered.layout().size_bytes());
+        let size = lowered.write_file(path, &read, &|done| bar.set_position(done));
+        bar.finish_and_clear();
+        size.with_context(|| path.display().to_string())
+    }
+}
+
+/// What a compilation took and gave.
+pub struct Summary<'a> {
+    /// The plan.
+    pub planned: &'a Planned,
+    /// The code and layout.
+    pub lowered: &'a Lowered<'a>,
+    /// Size of the artifact; `None` for a dry run.
+    pub artifact_bytes: Option<u64>,
+    /// Time from reading the model to the finished file.
+    pub elapsed: Duration,
+}
+
+/// A range as text: one number where both ends are equal.
+fn range(r: cost::Range, text: fn(u64) -> String) -> String {
+    if r.min == r.max { text(r.max) } else { format!("{} to {}", text(r.min), text(r.max)) }
+}
+
+impl Summary<'_> {
+    /// A start time for `elapsed`.
+    pub fn start() -> Instant {
+        Instant::now()
+    }
+
+    /// Number of nodes by where they run: kernels called by generated code, or code alone.
+    fn ops(&self) -> (usize, usize) {
+        let own = |op: Op| matches!(op, Op::Add | Op::Mul | Op::Scale | Op::Fill);
+        let nodes = self.planned.graph.nodes.iter().filter(|n| n.op != Op::Slice);
+        let (code, kernels): (Vec<_>, Vec<_>) = nodes.partition(|n| own(n.op));
+        (kernels.len(), code.len())
+    }
+
+    /// For people.
+    pub fn print_text(&self) {
+        let Planned { before, graph, plan, options, .. } = self.planned;
+        let program = self.lowered.program();
+        let (kernels, code) = self.ops();
+        let work = self.planned.work_per_token();
+        println!(
+            "{} for {}: {} ops on the CPU ({kernels} in kernels, {code} in generated code), {} steps, {} kernels, {} of code",
+            graph.info.name,
+            options.target.name,
+            kernels + code,
+            program.ranges.iter().filter(|r| r.nodes.is_some()).count(),
+            program.kernels.len(),
+            bytes(program.code.len() as u64)
+        );
+        let after = self.components_after();
+        let rows = before.iter().map(|c| {
+            let name = component_name(Some(c.component));
+            let stored = after.iter().find(|(n, _)| *n == name).map_or(0, |(_, b)| *b);
+            vec![name.to_string(), count(c.elems), bytes(c.bytes), bytes(stored)]
+        });
+        println!("{}", table(&["component", ">parameters", ">before", ">packed"], rows));
+        println!(
+            "weights {} -> {}, arena {} (calls of {} tokens), state {} (contexts of {})",
+            bytes(before.iter().map(|c| c.bytes).sum()),
+            bytes(self.lowered.layout().size_bytes()),
+            bytes(plan.arena_bytes),
+            plan.chunk_tokens,
+            bytes(plan.state_bytes),
+            plan.max_tokens
+        );
+        println!(
+            "per {}: {} of weights and {} of keys and values touched, {} multiply-adds",
+            if graph.info.why_no_decode.is_none() { "decoded token at full context" } else { "token" },
+            range(work.weight_bytes, bytes),
+            bytes(work.kv_bytes),
+            range(work.multiply_adds, count)
+        );
+        if let Some(reason) = &graph.info.why_no_decode {
+            println!("prefill only: {reason}");
+        }
+        match options.target.memory_bytes_per_s {
+            Some(rate) => println!(
+                "at least {:.1} ms per token: bytes touched at {} per second of memory bandwidth",
+                1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate,
+                bytes(rate as u64)
+            ),
+            None => println!("latency: not predicted for {}; `lapidary bench` measures it", options.target.name),
+        }
+        match self.artifact_bytes {
+            Some(size) => println!("artifact {} in {:.2} s", bytes(size), self.elapsed.as_secs_f64()),
+            None => println!("dry run: nothing written, {:.2} s", self.elapsed.as_secs_f64()),
+        }
+    }
+
+    /// For programs.
+    pub fn print_json(&self) {
+        let Planned { before, graph, plan, options, .. } = self.planned;
+        let work = self.planned.work_per_token();
+        let bound = options
+            .target
+            .memory_bytes_per_s
+            .map(|rate| 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate);
+        let components: Vec<_> = before
+            .iter()
+            .map(|c| {
+                let name = component_name(Some(c.component));
+                let after = self.components_after().iter().find(|(n, _)| *n == name).map_or(0, |(_, b)| *b);
+                json!({ "name": name, "parameters": c.elems, "bytes_before": c.bytes, "bytes_packed": after })
+            })
+            .collect();
+        let (kernels, code) = self.ops();
+        let result = json!({
+            "schema": "lapidary.compile/1",
+            "model": graph.info.name,
+            "target": options.target.name,
+            "quantization": options.recipe.name(),
+            "ops": { "kernels": kernels, "generated_code": code },
+            "parameters": before.iter().map(|c| c.elems).sum::<u64>(),
+            "components": components,
+            "weights_bytes_before": before.iter().map(|c| c.bytes).sum::<u64>(),
+            "weights_bytes": self.lowered.layout().size_bytes(),
+            "code_bytes": self.lowered.program().code.len(),
+            "arena_bytes": plan.arena_bytes,
+            "state_bytes": plan.state_bytes,
+            "max_tokens": plan.max_tokens,
+            "chunk_tokens": plan.chunk_tokens,
+            "weight_bytes_per_token": { "min": work.weight_bytes.min, "max": work.weight_bytes.max },
+            "kv_bytes_per_token": work.kv_bytes,
+            "multiply_adds_per_token": { "min": work.multiply_adds.min, "max": work.multiply_adds.max },
+            "latency_bound_ms": bound,
+            "artifact_bytes": self.artifact_bytes,
+            "seconds": self.elapsed.as_secs_f64(),
+        });
+        println!("{result:#}");
+    }
+
+    fn components_after(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: Vec<(&'static str, u64)> = Vec::new();
+        for row in self.lowered.layout().tensors(&self.planned.graph) {
+            let name = component_name(row.component);
+            match sums.iter_mut().find(|(n, _)| *n == name) {
+                Some((_, sum)) => *sum += row.piece.size_bytes,
+                None => sums.push((name, row.piece.size_bytes)),
+            }
+        }
+        sums
+    }
+}
+
+/// `lapidary inspect` of a model that is not compiled.
+pub fn inspect(model: &str, format: Format) -> anyhow::Result<ExitCode> {
+    let imported = load(model)?;
+    let info = &imported.graph.info;
+    let components = cost::weight_bytes(&imported.graph);
+    let parameters = components.iter().map(|c| c.elems).sum();
+    match format {
+        Format::Text => {
+            println!("model      {} ({:?}, {} parameters)", info.name, info.head, count(parameters));
+            println!("graph      {} nodes, {} weights", imported.graph.nodes.len(), imported.graph.weights.len());
+            println!("tokenizer  {}", if imported.tokenizer.is_some() { "yes" } else { "none" });
+            let rows = components
+                .iter()
+                .map(|c| vec![component_name(Some(c.component)).into(), count(c.elems), bytes(c.bytes)]);
+            println!("{}", table(&["component", ">parameters", ">size"], rows));
+            println!("{}", info.config_json.trim_end());
+        }
+        Format::Json => {
+            let components: Vec<_> = components
+                .iter()
+                .map(|c| json!({ "name": component_name(Some(c.component)), "parameters": c.elems, "bytes": c.bytes }))
+                .collect();
+            let config: serde_json::Value = serde_json::from_str(&info.config_json).unwrap_or_default();
+            let result = json!({
+                "schema": "lapidary.inspect-model/1",
+                "model": info.name,
+                "parameters": parameters,
+                "nodes": imported.graph.nodes.len(),
+                "has_tokenizer": imported.tokenizer.is_some(),
+                "components": components,
+                "config": config,
+            });
+            println!("{result:#}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,124 @@
+//! What the command shows besides its result: progress and log on stderr, tables on stdout.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::cli::Global;
+
+/// Verbosity and where it goes.
+pub struct Ui {
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Ui {
+    /// From the global options. Bars need a terminal.
+    pub fn new(global: &Global) -> Self {
+        Ui { quiet: global.quiet, verbose: global.verbose }
+    }
+
+    /// A line of log.
+    pub fn note(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            eprintln!("{}", text.as_ref());
+        }
+    }
+
+    /// A line of log that only `-v` shows.
+    pub fn detail(&self, text: impl AsRef<str>) {
+        if self.verbose && !self.quiet {
+            eprintln!("{}", text.as_ref());
+        }
+    }
+
+    /// An error with its causes.
+    pub fn error(&self, error: &anyhow::Error) {
+        eprintln!("error: {error}");
+        let mut last = error.to_string();
+        for cause in error.chain().skip(1) {
+            let text = cause.to_string();
+            if !last.contains(&text) {
+                eprintln!("  because: {text}");
+            }
+            last = text;
+        }
+    }
+
+    /// A bar over `total` bytes, on a terminal.
+    pub fn bytes_bar(&self, what: &str, total: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template("{msg:>12} [{bar:30}] {bytes}/{total_bytes} {eta}");
+        self.bar(what, total, style)
+    }
+
+    /// A bar over `total` things, on a terminal.
+    pub fn count_bar(&self, what: &str, total: u64) -> ProgressBar {
+        self.bar(what, total, ProgressStyle::with_template("{msg:>12} [{bar:30}] {pos}/{len} {eta}"))
+    }
+
+    /// A sign of life for work of unknown length, on a terminal.
+    pub fn spinner(&self, what: &str) -> ProgressBar {
+        let bar = self.bar(what, 0, ProgressStyle::with_template("{msg:>12} {spinner} {elapsed}"));
+        bar.enable_steady_tick(Duration::from_millis(120));
+        bar
+    }
+
+    fn bar(
+        &self,
+        what: &str,
+        total: u64,
+        style: Result<ProgressStyle, indicatif::style::TemplateError>,
+    ) -> ProgressBar {
+        let hidden = self.quiet || !std::io::stderr().is_terminal();
+        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.with_message(what.to_string())
+    }
+}
+
+/// A plain table; columns whose header starts with `>` are aligned right.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().map(|h| Cell::new(h.trim_start_matches('>'))));
+    for row in rows {
+        table.add_row(row);
+    }
+    for (i, h) in header.iter().enumerate() {
+        if let Some(column) = table.column_mut(i) {
+            column.set_padding((0, 2));
+            if h.starts_with('>') {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    table
+}
+
+/// `1.23 MB` (powers of ten, as memory bandwidths and file listings count).
+pub fn bytes(n: u64) -> String {
+    let mut value = n as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{n} B") } else { format!("{value:.2} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2} TB")
+}
+
+/// `1.23 M`.
+pub fn count(n: u64) -> String {
+    let value = n as f64;
+    match n {
+        0..10_000 => n.to_string(),
+        10_000..1_000_000 => format!("{:.1} k", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", value / 1e6),
+        _ => format!("{:.2} G", value / 1e9),
+    }
+}

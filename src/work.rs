@@ -1,0 +1,85 @@
+//! How much work a call really did, from the artifact's tables and the work counters: what its time is held against.
+
+use lapidary_format::{Artifact, Packing, abi::Counter};
+use lapidary_runtime::Session;
+
+/// Sizes that do not depend on routing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// Bytes of weights that every call reads.
+    dense_bytes: u64,
+    /// Weights that every token is multiplied with.
+    dense_elems: u64,
+    /// Weights of the head: only rows that go through it.
+    head_elems: u64,
+    /// Bytes of one module.
+    module_bytes: u64,
+    /// Weights of one module.
+    module_elems: u64,
+    /// Bytes of one key and its value.
+    key_bytes: u64,
+    /// Multiply-adds of one key: score and value, all heads of its group.
+    key_multiply_adds: u64,
+}
+
+/// Work of some calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Bytes of weights, keys and values read.
+    pub bytes: u64,
+    /// Multiply-adds.
+    pub multiply_adds: u64,
+}
+
+impl Sizes {
+    /// From the weight table and the model's config.
+    pub fn of(artifact: &Artifact<'_>) -> Sizes {
+        let mut sizes = Sizes::default();
+        let tied = !artifact.tensors().iter().any(|t| t.component == "head" && t.packing == Packing::Panels);
+        for tensor in artifact.tensors().iter() {
+            let elems = tensor.rows * tensor.cols;
+            let is_table = tensor.component == "embedding" && (tensor.packing == Packing::RowMajor || !tied);
+            match tensor.component {
+                // Rope tables and embeddings: a row per token.
+                "tables" | "modules" => {}
+                "embedding" if is_table => {}
+                "embedding" | "head" => {
+                    sizes.dense_bytes += tensor.bytes;
+                    sizes.head_elems += elems;
+                }
+                _ if tensor.name.contains("token_router.embed") => {}
+                _ => {
+                    sizes.dense_bytes += tensor.bytes;
+                    sizes.dense_elems += elems;
+                }
+            }
+        }
+        if let Some(extent) = artifact.extents().iter().next() {
+            sizes.module_bytes = extent.bytes;
+            let inside = |offset: u64| offset >= extent.offset && offset < extent.offset + extent.bytes;
+            sizes.module_elems =
+                artifact.tensors().iter().filter(|t| inside(t.offset)).map(|t| t.rows * t.cols).sum();
+        }
+        let config: serde_json::Value = serde_json::from_str(artifact.manifest().source_config).unwrap_or_default();
+        let number = |key: &str| config[key].as_u64().unwrap_or(0);
+        let head_dim = number("head_dim");
+        let group = number("num_attention_heads").checked_div(number("num_key_value_heads")).unwrap_or(0);
+        sizes.key_bytes = 2 * 4 * head_dim;
+        sizes.key_multiply_adds = 2 * group * head_dim;
+        sizes
+    }
+
+    /// Work of `calls` calls with `tokens` tokens in all, one row of each through the head, from the session's counters
+    /// since they were reset.
+    pub fn work(&self, session: &Session, calls: u64, tokens: u64) -> Work {
+        let keys = session.counter(Counter::ClusteredKeysRead) + session.counter(Counter::RangeKeysRead);
+        let bytes = calls * self.dense_bytes
+            + session.counter(Counter::ModulesRead) * self.module_bytes
+            + keys * self.key_bytes;
+        let multiply_adds = tokens * self.dense_elems
+            + calls * self.head_elems
+            + session.counter(Counter::RowsRouted) * self.module_elems
+            + keys * self.key_multiply_adds;
+        Work { bytes, multiply_adds }
+    }
+}

@@ -1,0 +1,286 @@
+//! From steps to machine code: functions, entry points, links between them.
+
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::Function;
+use cranelift_codegen::isa::{self, OwnedTargetIsa};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{Context, FinalizedRelocTarget, binemit::Reloc, ir::ExternalName};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use lapidary_compiler::ir::Graph;
+use lapidary_compiler::plan::Plan;
+use lapidary_kernels::Feature;
+
+use crate::LowerError;
+use crate::emit::{Emit, FunctionId, KernelImports, new_function};
+use crate::layout::WeightLayout;
+use crate::lower::{Entry, Lowering, Step, Units};
+use crate::targets::{Architecture, CpuTarget};
+
+/// Alignment of functions in the code section.
+const FUNCTION_ALIGN: usize = 64;
+
+/// A range of the code section.
+#[derive(Clone, Debug)]
+pub struct CodeRange {
+    /// Function: `prefill/3 layers.0.attn`, or the entry point's name.
+    pub name: String,
+    /// Ops it computes, with the labels of their nodes.
+    pub ops: String,
+    /// Offset in the section.
+    pub offset: usize,
+    /// Length.
+    pub size_bytes: usize,
+    /// Entry point that runs it.
+    pub entry: Entry,
+    /// First and last node it computes; `None` for the entry point itself.
+    pub nodes: Option<(u32, u32)>,
+}
+
+/// A compiled program.
+#[derive(Debug, Default)]
+pub struct Program {
+    /// Machine code.
+    pub code: Vec<u8>,
+    /// Steps and entry points in order.
+    pub ranges: Vec<CodeRange>,
+    /// Offsets of the entry points.
+    pub entries: Vec<(Entry, usize)>,
+    /// Kernels in the order of the context's table.
+    pub kernels: Vec<&'static str>,
+}
+
+/// A function before it is linked.
+struct Compiled {
+    name: String,
+    ops: String,
+    entry: Entry,
+    nodes: Option<(u32, u32)>,
+    code: Vec<u8>,
+    relocations: Vec<Relocation>,
+}
+
+struct Relocation {
+    offset: usize,
+    kind: Reloc,
+    target: u32,
+    addend: i64,
+}
+
+/// Compiles entry points of a planned graph.
+pub fn compile(
+    graph: &Graph,
+    plan: &Plan,
+    layout: &WeightLayout,
+    target: &CpuTarget,
+    entries: &[Entry],
+) -> Result<Program, LowerError> {
+    let mut compiler = Compiler {
+        isa: target_isa(target)?,
+        target,
+        imports: KernelImports::default(),
+        context: Context::new(),
+        builder: FunctionBuilderContext::new(),
+        functions: Vec::new(),
+    };
+    let mut entry_functions = Vec::new();
+    for entry in entries {
+        let lowering = Lowering::new(graph, plan, layout, *entry);
+        entry_functions.push((*entry, compiler.entry(&lowering)?));
+    }
+    link(compiler.functions, &entry_functions, compiler.imports.names().to_vec())
+}
+
+struct Compiler<'a> {
+    isa: OwnedTargetIsa,
+    target: &'a CpuTarget,
+    imports: KernelImports,
+    context: Context,
+    builder: FunctionBuilderContext,
+    functions: Vec<Compiled>,
+}
+
+impl Compiler<'_> {
+    fn entry(&mut self, lowering: &Lowering<'_>) -> Result<FunctionId, LowerError> {
+        let entry = lowering.entry;
+        let mut calls: Vec<(FunctionId, Units)> = Vec::new();
+        for group in merge(lowering.steps()?) {
+            let units = group[0].units;
+            let nodes = (group[0].node.0, group[group.len() - 1].node.0);
+            let mut ops = String::new();
+            let mut last = None;
+            for step in group.iter().filter(|s| last.replace(s.node) != Some(s.node)) {
+                let node = lowering.graph.node(step.node);
+                if !ops.is_empty() {
+                    ops.push_str(", ");
+                }
+                ops.push_str(&format!("{} {}", node.label, node.op.row().name));
+            }
+            let name = format!("{}/{}", entry.name(), calls.len());
+            let id = self.function(name, ops, entry, Some(nodes), 3, |e| {
+                let (begin, end) = (e.params[0], e.params[1]);
+                group.into_iter().try_for_each(|step| (step.body)(e, begin, end))
+            })?;
+            calls.push((id, units));
+        }
+        self.function(entry.name().into(), String::new(), entry, None, 1, |e| {
+            for (id, units) in calls {
+                let count = lowering.unit_count(e, units);
+                match units {
+                    Units::Serial => e.call_step(id, count),
+                    Units::Rows(_) | Units::Pieces(_) | Units::QueryBlocks { .. } => e.parallel_step(id, count),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn function(
+        &mut self,
+        name: String,
+        ops: String,
+        entry: Entry,
+        nodes: Option<(u32, u32)>,
+        params: usize,
+        body: impl FnOnce(&mut Emit) -> Result<(), LowerError>,
+    ) -> Result<FunctionId, LowerError> {
+        let id = FunctionId(self.functions.len() as u32);
+        self.context.clear();
+        self.context.func = new_function(id, params);
+        let b = FunctionBuilder::new(&mut self.context.func, &mut self.builder);
+        let mut emit = Emit::new(b, self.target, &mut self.imports);
+        body(&mut emit)?;
+        emit.finish(self.isa.frontend_config());
+        let compiled = self
+            .context
+            .compile(&*self.isa, &mut ControlPlane::default())
+            .map_err(|e| LowerError::Codegen { function: name.clone(), message: format!("{:?}", e.inner) })?;
+        let code = compiled.code_buffer().to_vec();
+        let relocs = compiled.buffer.relocs().to_vec();
+        let relocations = relocs
+            .into_iter()
+            .map(|r| {
+                let target = match r.target {
+                    FinalizedRelocTarget::ExternalName(name) => target_of(&self.context.func, &name),
+                    FinalizedRelocTarget::Func(_) => None,
+                };
+                let target = target.ok_or_else(|| LowerError::Codegen {
+                    function: name.clone(),
+                    message: format!("a relocation to something outside the program: {:?}", r.kind),
+                })?;
+                Ok(Relocation { offset: r.offset as usize, kind: r.kind, target, addend: r.addend })
+            })
+            .collect::<Result<Vec<_>, LowerError>>()?;
+        self.functions.push(Compiled { name, ops, entry, nodes, code, relocations });
+        Ok(id)
+    }
+}
+
+fn target_of(function: &Function, name: &ExternalName) -> Option<u32> {
+    match name {
+        ExternalName::User(name) => Some(function.params.user_named_funcs()[*name].index),
+        ExternalName::TestCase(_) | ExternalName::LibCall(_) | ExternalName::KnownSymbol(_) => None,
+    }
+}
+
+/// Neighbouring steps over the same rows, and neighbouring serial steps, become one function.
+fn merge(steps: Vec<Step<'_>>) -> Vec<Vec<Step<'_>>> {
+    let mut groups: Vec<Vec<Step<'_>>> = Vec::new();
+    for step in steps {
+        let joins = matches!(step.units, Units::Serial | Units::Rows(_))
+            && groups.last().is_some_and(|group| group[0].units == step.units);
+        match groups.last_mut() {
+            Some(group) if joins => group.push(step),
+            Some(_) | None => groups.push(vec![step]),
+        }
+    }
+    groups
+}
+
+/// Cranelift's view of the target.
+fn target_isa(target: &CpuTarget) -> Result<OwnedTargetIsa, LowerError> {
+    let fail = |message: String| LowerError::Codegen { function: format!("target {}", target.name), message };
+    let mut shared = settings::builder();
+    for (name, value) in [
+        ("opt_level", "speed"),
+        ("is_pic", "false"),
+        ("enable_probestack", "false"),
+        ("unwind_info", "false"),
+        ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
+    ] {
+        shared.set(name, value).map_err(|e| fail(e.to_string()))?;
+    }
+    let (triple, names): (_, &[(Feature, &str)]) = match target.architecture {
+        Architecture::X86_64 => (
+            "x86_64-unknown-linux-gnu",
+            &[(Feature::Avx, "has_avx"), (Feature::Avx2, "has_avx2"), (Feature::Fma, "has_fma")],
+        ),
+        Architecture::Aarch64 => ("aarch64-unknown-linux-musl", &[]),
+    };
+    let mut builder = isa::lookup_by_name(triple).map_err(|e| fail(e.to_string()))?;
+    for (feature, flag) in names {
+        if target.features.iter().any(|f| f == *feature) {
+            builder.enable(flag).map_err(|e| fail(e.to_string()))?;
+        }
+    }
+    builder.finish(settings::Flags::new(shared)).map_err(|e| fail(e.to_string()))
+}
+
+/// Puts the functions one after the other and resolves their references to each other.
+fn link(
+    functions: Vec<Compiled>,
+    entries: &[(Entry, FunctionId)],
+    kernels: Vec<&'static str>,
+) -> Result<Program, LowerError> {
+    let mut program = Program { kernels, ..Program::default() };
+    let mut starts = Vec::with_capacity(functions.len());
+    for f in &functions {
+        program.code.resize(program.code.len().next_multiple_of(FUNCTION_ALIGN), 0);
+        starts.push(program.code.len());
+        program.code.extend_from_slice(&f.code);
+    }
+    for (f, start) in functions.into_iter().zip(&starts) {
+        for r in &f.relocations {
+            let target = starts.get(r.target as usize).copied().unwrap_or_default() as i64 + r.addend;
+            relocate(&mut program.code, start + r.offset, r.kind, target)
+                .map_err(|message| LowerError::Codegen { function: f.name.clone(), message })?;
+        }
+        program.ranges.push(CodeRange {
+            name: f.name,
+            ops: f.ops,
+            offset: *start,
+            size_bytes: f.code.len(),
+            entry: f.entry,
+            nodes: f.nodes,
+        });
+    }
+    program.entries = entries.iter().map(|(entry, id)| (*entry, starts[id.0 as usize])).collect();
+    Ok(program)
+}
+
+/// Writes a reference from `at` to `target`, both offsets in the section, which is loaded at a page boundary.
+fn relocate(code: &mut [u8], at: usize, kind: Reloc, target: i64) -> Result<(), String> {
+    let word = |code: &[u8]| u32::from_le_bytes([code[at], code[at + 1], code[at + 2], code[at + 3]]);
+    let distance = target - at as i64;
+    let far = || format!("a reference over {distance} bytes is out of reach");
+    let value = match kind {
+        Reloc::X86PCRel4 | Reloc::X86CallPCRel4 => i32::try_from(distance).map_err(|_| far())? as u32,
+        Reloc::Arm64Call => {
+            if distance.abs() >= 1 << 27 {
+                return Err(far());
+            }
+            word(code) | (distance >> 2) as u32 & 0x03ff_ffff
+        }
+        Reloc::Aarch64AdrPrelPgHi21 => {
+            let pages = (target >> 12) - (at as i64 >> 12);
+            if pages.abs() >= 1 << 20 {
+                return Err(far());
+            }
+            let pages = pages as u32 & 0x1f_ffff;
+            word(code) | (pages & 3) << 29 | (pages >> 2) << 5
+        }
+        Reloc::Aarch64AddAbsLo12Nc => word(code) | (target as u32 & 0xfff) << 10,
+        other => return Err(format!("a relocation of kind {other:?}, which no reference inside a program needs")),
+    };
+    code[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    Ok(())
+}

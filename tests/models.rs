@@ -1,0 +1,45 @@
+//! Whole models on every target against PyTorch's saved outputs: logits, domains, module sets, gates, greedy continuations.
+//!
+//! Every model of tests/models is compiled for a target and compared by the command itself, natively or under qemu-user. A
+//! plain `cargo test` takes all models on this machine's own target and one each on the others; `LAPIDARY_TEST=full` takes all on
+//! all. Tolerances are those of `lapidary compare`: 1e-3 on logits for f32 arithmetic.
+
+mod support;
+
+use std::path::Path;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::{TARGETS, Target, full, lapidary, models, run};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for target in TARGETS {
+        let why_not = target.why_not();
+        for (i, model) in models().into_iter().enumerate() {
+            let own = target.name == "native";
+            if !(own || full() || i == 5) {
+                continue;
+            }
+            let name = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let skipped = why_not.as_ref().map(|why| format!(" (skipped: {why})")).unwrap_or_default();
+            let test = move || compiled_equals_pytorch(&model, target);
+            trials.push(
+                Trial::test(format!("{}::{name}{skipped}", target.name), test).with_ignored_flag(why_not.is_some()),
+            );
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn compiled_equals_pytorch(model: &Path, target: &Target) -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let artifact = folder.path().join("model.lapis");
+    run(lapidary().arg("-q").arg("compile").arg(model).args(["--target", target.name, "-o"]).arg(&artifact))?;
+    let reference = model.join("reference.npz");
+    let compared = run(target.command().arg("-q").arg("compare").arg(&artifact).arg("--with").arg(&reference))?;
+    if compared.contains("near ties") && !model.ends_with("gem-mini") {
+        return Err(format!("random models are drawn without near ties\n{compared}").into());
+    }
+    Ok(())
+}
