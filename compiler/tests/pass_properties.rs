@@ -130,7 +130,7 @@ fn assert_same(wanted: &Outputs, found: &Outputs, after: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_pass_keeps_the_results(

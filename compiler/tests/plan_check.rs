@@ -67,8 +67,8 @@ fn overlapping_buffers() {
 fn unaligned_buffer() {
     let message = complaint(|graph, plan| {
         let a = buffer(graph, plan, "attn");
-        plan.arena_bytes += 64;
-        plan.buffers[a].offset_bytes += 4;
+        plan.buffers[a].offset_bytes = plan.arena_bytes + 4;
+        plan.arena_bytes += 1024;
     });
     assert!(message.contains("not aligned"), "{message}");
 }
@@ -138,6 +138,8 @@ fn overwritten_while_it_is_read() {
     let message = complaint(|graph, plan| {
         let (r, a) = (graph.nodes[6].results[0].0 as usize, graph.nodes[7].results[0].0 as usize);
         plan.places[a] = plan.places[r];
+        let query = buffer(graph, plan, "q.rope");
+        plan.buffers[query].last = NodeId(8);
     });
     assert!(message.contains("while it reads"), "{message}");
 }

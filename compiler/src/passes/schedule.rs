@@ -22,10 +22,6 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
         }
         let direct = node.results.iter().flat_map(|r| links.users(*r));
         let Some(first) = direct.copied().min_by_key(|user| order.place(*user)) else { continue };
-        if order.target(at, first) == order.place(at) + 1 {
-            order.sunk_to[i] = Some(first);
-            continue;
-        }
         let kept: u64 = node.results.iter().map(|r| bytes(graph, ctx, *r)).sum();
         let mut operands: Vec<ValueId> = node.operands.iter().filter_map(|o| Some(views.base(o.value()?))).collect();
         operands.sort();
@@ -35,8 +31,7 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
             !graph.is_output(*v) && others.map(|user| order.place(*user)).all(|place| place < order.place(first))
         };
         let extended: u64 = operands.iter().filter(|v| dies_here(v)).map(|v| bytes(graph, ctx, *v)).sum();
-        if kept > extended {
-            order.sink(at, first);
+        if kept > extended && order.sink(at, first) {
             let (user, name) = (graph.node(first), node.op.row().name);
             report.fire(title(node), format!("{name} moves down to {} of {}", user.op.row().name, title(user)));
         }
@@ -62,38 +57,43 @@ fn bytes(graph: &Graph, ctx: &PassContext, value: ValueId) -> u64 {
     graph.max_dim(ty.rows(), ctx.chunk_tokens).saturating_mul(ty.cols() * ty.dtype.bytes())
 }
 
-/// A permutation of the nodes and its inverse.
+/// A permutation of the nodes and its inverse. A node that sank stands in a block that ends with its user.
 struct Order {
     nodes: Vec<NodeId>,
     places: Vec<usize>,
-    /// For nodes that stand right before a user, alone or with others: that user.
-    sunk_to: Vec<Option<NodeId>>,
+    /// By node: the user that it sank to.
+    users: Vec<Option<NodeId>>,
+    /// By node: length of the block that it ends.
+    blocks: Vec<usize>,
 }
 
 impl Order {
     fn new(nodes: usize) -> Self {
-        let sunk_to = vec![None; nodes];
-        Self { nodes: (0..nodes as u32).map(NodeId).collect(), places: (0..nodes).collect(), sunk_to }
+        Self {
+            nodes: (0..nodes as u32).map(NodeId).collect(),
+            places: (0..nodes).collect(),
+            users: vec![None; nodes],
+            blocks: vec![1; nodes],
+        }
     }
 
     fn place(&self, id: NodeId) -> usize {
         self.places[id.0 as usize]
     }
 
-    /// Where `id` would sink to: before `user`, and before those that stand there already, which come later in the program.
-    fn target(&self, id: NodeId, user: NodeId) -> usize {
-        let sank = |place: &usize| self.sunk_to[self.nodes[*place].0 as usize] == Some(user);
-        let above = (self.place(id) + 1..self.place(user)).rev().take_while(sank).count();
-        self.place(user) - above
-    }
-
-    /// Moves `id` down to its target.
-    fn sink(&mut self, id: NodeId, user: NodeId) {
-        let (from, to) = (self.place(id), self.target(id, user));
-        self.sunk_to[id.0 as usize] = Some(user);
+    /// Moves `id` down to the front of its user's block, whose other nodes come later in the program. Whether it moved.
+    fn sink(&mut self, id: NodeId, user: NodeId) -> bool {
+        let (from, to) = (self.place(id), self.place(user) + 1 - self.blocks[user.0 as usize]);
         self.nodes[from..to].rotate_left(1);
         for place in from..to {
             self.places[self.nodes[place].0 as usize] = place;
         }
+        self.users[id.0 as usize] = Some(user);
+        let mut grown = Some(user);
+        while let Some(node) = grown {
+            self.blocks[node.0 as usize] += 1;
+            grown = self.users[node.0 as usize];
+        }
+        to > from + 1
     }
 }
