@@ -191,7 +191,7 @@ def finish(corpus: Path, run: Path, out: Path) -> None:
 def compact_json(value: dict) -> str:
     """Indented, but with lists of numbers on one line."""
     text = json.dumps(value, indent=1)
-    return re.sub(r"\[[\d\s,.]*\]", lambda m: " ".join(m.group().split()), text)
+    return re.sub(r"\[[\d\s,.]*\]", lambda m: "[" + " ".join(m.group()[1:-1].split()) + "]", text)
 
 
 def main() -> None:
