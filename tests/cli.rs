@@ -79,8 +79,7 @@ fn a_comparison_that_misses_exits_with_3() {
 fn equal_input_gives_equal_bytes() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for target in ["x86-64-v3", "rpi4"] {
-        let artifacts =
-            [&one, &two].map(|folder| compiled(folder.path(), &model(GENERATES), &["--target", target]));
+        let artifacts = [&one, &two].map(|folder| compiled(folder.path(), &model(GENERATES), &["--target", target]));
         let [a, b] = artifacts.map(|path| std::fs::read(path).unwrap());
         assert!(a == b, "{target}: two compilations differ");
     }
@@ -115,7 +114,13 @@ fn plain_tensors_go_in_and_out() {
     };
     let call = || {
         let mut command = lapidary();
-        command.arg("run").arg(&artifact).arg("--input").arg(format!("ids=@{}", ids.display())).arg("--output").arg(&out);
+        command
+            .arg("run")
+            .arg(&artifact)
+            .arg("--input")
+            .arg(format!("ids=@{}", ids.display()))
+            .arg("--output")
+            .arg(&out);
         command
     };
     write(&[5, 1, 96, 0, 7]);
@@ -199,7 +204,8 @@ fn lists_are_json_with_a_schema() {
     let results = bench["results"].as_array().unwrap();
     assert_eq!(results.len(), 2);
     for result in results {
-        for key in ["tokens_per_s", "min_ms", "median_ms", "p99_ms", "peak_rss_bytes", "bytes_per_token", "limit_ratio"] {
+        for key in ["tokens_per_s", "min_ms", "median_ms", "p99_ms", "peak_rss_bytes", "bytes_per_token", "limit_ratio"]
+        {
             assert!(result[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {result}");
         }
     }

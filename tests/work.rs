@@ -96,8 +96,7 @@ fn attention_reads_only_admitted_keys() {
         compiled.session.reset();
         compiled.session.prefill(&ids).unwrap();
         let session = &mut compiled.session;
-        let (keys, queries) =
-            (session.counter(Counter::ClusteredKeysRead), session.counter(Counter::ClusteredQueries));
+        let (keys, queries) = (session.counter(Counter::ClusteredKeysRead), session.counter(Counter::ClusteredQueries));
         assert_eq!(queries, heads * ids.len() as u64, "{}", model.display());
         assert!(keys <= bound * queries, "{}: {keys} keys for {queries} queries", model.display());
         let all = heads * (ids.len() * (ids.len() + 1) / 2) as u64;

@@ -184,9 +184,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
         }
         // Half the columns of each of the two matrices: as much work as a GEMM.
         KernelOp::GemmSwiglu => {
-            return [(ROWS, 1024, D), (16, 1024, D)]
-                .map(|(m, n, k)| product(row, function, m, n, k))
-                .into();
+            return [(ROWS, 1024, D), (16, 1024, D)].map(|(m, n, k)| product(row, function, m, n, k)).into();
         }
         KernelOp::Gemv | KernelOp::GemvSwiglu => {
             return [2048, GEMV_OUTPUTS].map(|n| product(row, function, 1, n, D)).into();
