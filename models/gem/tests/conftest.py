@@ -7,5 +7,6 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    """The models here are too small for two threads to be worth their meeting."""
+    torch.set_num_threads(1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from gem import reference
 from gem.config import GemConfig
 from gem.make_random_models import CHOICES, GREEDY_TOKENS, LENGTHS, MARGIN, cases, make, pairwise, possible
 from gem.mini import CONFIG, compact_json
 from gem.model import Gem
-from gem import reference
 from gem.reference import can_generate, clear_of_ties, logits_rows, precision, prompt_arrays, prompts_of_length, save_prompts
 from gem.weights import load_model, named_tensors, save_model
 from loop_model import LoopModel
@@ -23,9 +23,10 @@ MINI = MODELS / "gem-mini"
 RANDOM = sorted(p.name for p in (MODELS / "random").iterdir())
 
 
-def stored_prompts(folder):
+def stored_prompts(folder, names=None):
+    """The arrays of the named prompts, or of all."""
     with np.load(folder / "reference.npz") as npz:
-        names = sorted({key[: len("prompt.000")] for key in npz.files})
+        names = names or sorted({key[: len("prompt.000")] for key in npz.files})
         return [{key[len(n) + 1 :]: npz[key] for key in npz.files if key.startswith(n + ".")} for n in names]
 
 
@@ -62,7 +63,7 @@ def test_random_model_decides_as_the_loop_model(name):
     """A second implementation, in float64, takes exactly the stored decisions."""
     model = load_model(MODELS / "random" / name)
     loop = LoopModel(model.config, {k: v.numpy() for k, v in named_tensors(model).items()})
-    stored = stored_prompts(MODELS / "random" / name)[3]
+    [stored] = stored_prompts(MODELS / "random" / name, ["prompt.003"])
     out = loop(stored["ids"].tolist())
     for layer, chosen in enumerate(out["chosen"]):
         assert [set(np.flatnonzero(row)) for row in stored[f"modules.{layer}"]] == chosen
@@ -161,7 +162,7 @@ def test_mini_prompts_are_the_tokens_of_their_text():
 
 @pytest.mark.parametrize("index", [0, 7, 18, 36, 55])
 def test_mini_gives_its_reference_outputs(index):
-    model, stored = load_model(MINI), stored_prompts(MINI)[index]
+    model, [stored] = load_model(MINI), stored_prompts(MINI, [f"prompt.{index:03}"])
     assert stored["logits_rows"][-1] == len(stored["ids"]) - 1
     assert clear_of_ties(model, stored, reference.MARGIN)
     check_prompt(model, stored, reference.GREEDY_TOKENS)
