@@ -177,7 +177,7 @@ fn attention() -> Vec<Case> {
             }
             cases.push(made);
         }
-        for (window, sinks, cap) in [(1, 0, 1), (4, 2, 3), (0, 1, 5), (9, 9, 40)] {
+        for (window, sinks, cap) in [(1, 0, 1), (4, 2, 3), (1, 1, 5), (9, 9, 40)] {
             let keys = format!("weight @keys: f32[5, {d}] routing = random(4, 0.5)\n");
             let ops = format!(
                 "{views}%16: f32[T, 5] = route.scores(%x, _, @keys) {{scale = 1.0, lambda = 0.0, num_domains = 1}}\n\

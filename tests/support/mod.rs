@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the command, targets that can run here, and the emulator.
 
+#![allow(dead_code, reason = "each suite uses its part")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
