@@ -128,7 +128,7 @@ fn finite(x: f32) -> Option<f32> {
 fn fold_nodes(graph: &mut Graph, report: &mut PassReport) {
     let links = Links::new(graph);
     let mut gone = vec![false; graph.nodes.len()];
-    for i in 0..graph.nodes.len() {
+    for (i, gone) in gone.iter_mut().enumerate() {
         let node = &graph.nodes[i];
         let row = node.op.row();
         let label = title(node).to_owned();
@@ -139,14 +139,14 @@ fn fold_nodes(graph: &mut Graph, report: &mut PassReport) {
             if let Some(bypass) = fold_scale_node(graph, &links, NodeId(i as u32), report) {
                 let result = graph.nodes[i].results[0];
                 graph.replace_uses(result, bypass);
-                gone[i] = true;
+                *gone = true;
             }
         } else if node.op == Op::Slice
             && let Some(bypass) = fold_slice_node(graph, &links, NodeId(i as u32), report)
         {
             let result = graph.nodes[i].results[0];
             graph.replace_uses(result, bypass);
-            gone[i] = true;
+            *gone = true;
         }
     }
     let mut gone = gone.into_iter();
