@@ -289,8 +289,8 @@ fn is_close(name: &str, wanted: &[f32], found: &[f32]) -> Result<(), Failed> {
     let discrete = name == "cluster" || name.starts_with("modules");
     for (i, (w, f)) in wanted.iter().zip(found).enumerate() {
         let tolerance = if discrete { 0.0 } else { TOLERANCE * (1.0 + w.abs()) };
-        // Not a number is not close to anything.
-        if !((w - f).abs() <= tolerance) {
+        let difference = (w - f).abs();
+        if difference.is_nan() || difference > tolerance {
             return Err(format!("{name}: element {i}: wanted {w}, found {f}").into());
         }
     }
