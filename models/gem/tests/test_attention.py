@@ -57,6 +57,8 @@ def test_fused_attention_is_the_same_sum():
 
 
 def test_query_heads_share_key_heads_in_order():
-    q = torch.zeros(1, 4, 1, 2)
-    v = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
-    assert attend(q, torch.zeros(1, 2, 1, 2), v, None, fast=False).flatten().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+    """Group 0's first key and group 1's second stand out."""
+    k = torch.zeros(1, 2, 2, 2)
+    k[0, 0, 0] = k[0, 1, 1] = 50
+    v = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 2, 2, 1).expand(1, 2, 2, 2)
+    assert attend(torch.ones(1, 4, 1, 2), k, v, None, fast=False).flatten().tolist() == [1, 1, 1, 1, 4, 4, 4, 4]
