@@ -35,11 +35,28 @@ fn main() {
     let mut files = Vec::new();
     find_files(&root, &mut files);
     files.sort();
+    let covered: Vec<Trial> = passes::passes().iter().map(|row| coverage(&root, row)).collect();
     let trial = |path: PathBuf| {
         let name = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
         Trial::test(name, move || run_file(&path).map_err(|e| format!("{e:#}").into()))
     };
-    libtest_mimic::run(&Arguments::from_args(), files.into_iter().map(trial).collect()).exit();
+    let trials = files.into_iter().map(trial).chain(covered).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Every pass has a file in which it fires and one in which it does not.
+fn coverage(root: &Path, row: &'static passes::PassRow) -> Trial {
+    let folder = root.join("passes").join(row.name);
+    Trial::test(format!("{} has filetests", row.name), move || {
+        let mut files = Vec::new();
+        find_files(&folder, &mut files);
+        let texts = files.iter().map(std::fs::read_to_string).collect::<std::io::Result<Vec<_>>>()?;
+        let fires = |text: &String| text.contains(&format!("\n{}: ", row.name)) && text.contains("\n;; fired\n");
+        match (texts.iter().any(fires), texts.iter().any(|text| !text.contains("\n;; fired\n"))) {
+            (true, true) => Ok(()),
+            (fired, stayed) => Err(format!("fires in a file: {fired}, does not in another: {stayed}").into()),
+        }
+    })
 }
 
 fn find_files(folder: &Path, out: &mut Vec<PathBuf>) {

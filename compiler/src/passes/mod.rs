@@ -190,3 +190,55 @@ pub fn run_pipeline(
     }
     Ok(plan)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::parse;
+
+    #[test]
+    fn rows_are_named_once_and_phases_only_rise() {
+        for pair in PASSES.windows(2) {
+            assert!(pair[0].phase <= pair[1].phase, "{} comes after {}", pair[1].name, pair[0].name);
+        }
+        for (i, row) in PASSES.iter().enumerate() {
+            assert!(PASSES[..i].iter().all(|other| other.name != row.name), "{} twice", row.name);
+            assert!(row.name.contains('-') && !row.doc.ends_with('.'), "{}", row.name);
+            assert_eq!(by_name(row.name).map(|found| found.doc), Some(row.doc));
+        }
+    }
+
+    #[test]
+    fn a_pipeline_stops_after_phases_and_passes() {
+        let names = |from, stop| pipeline(from, stop).iter().map(|row| row.name).collect::<Vec<_>>();
+        let all = names(Phase::Imported, None);
+        assert_eq!((all.len(), all.last()), (PASSES.len(), Some(&"plan-memory")));
+        assert_eq!(names(Phase::Imported, StopAfter::parse("imported")), Vec::<&str>::new());
+        assert_eq!(names(Phase::Imported, StopAfter::parse("quantized")).last(), Some(&"choose-formats"));
+        assert_eq!(names(Phase::Quantized, StopAfter::parse("fold-scale")), ["fold-scale"]);
+        assert_eq!(names(Phase::Fused, None), ["plan-memory"]);
+        assert_eq!(StopAfter::parse("later"), None);
+    }
+
+    #[test]
+    fn the_phase_is_reached_with_its_last_pass() {
+        let text = "lir 1\nphase imported\ninput \"x\" = %x: f32[T, 4]\n%y = silu(%x)\noutput \"y\" = %y\n";
+        let mut graph = parse(text).unwrap();
+        let ctx = PassContext::new(&graph, Recipe::None, 8);
+        let mut phases = Vec::new();
+        let stop = StopAfter::parse("fold-scale");
+        let plan = run_pipeline(&mut graph, &ctx, stop, &mut |_, graph, _| phases.push(graph.phase)).unwrap();
+        assert_eq!(plan, None);
+        let expected = [Phase::Imported, Phase::Imported, Phase::Imported, Phase::Canonical, Phase::Quantized];
+        assert_eq!(phases, [&expected[..], &[Phase::Quantized]].concat());
+    }
+
+    #[test]
+    fn recipes_have_names() {
+        for recipe in Recipe::ALL {
+            assert_eq!(recipe.name().parse(), Ok(recipe));
+        }
+        let error = "int8".parse::<Recipe>().unwrap_err().to_string();
+        assert_eq!(error, "recipe: found `int8`, wanted one of none, fp32, fp16");
+    }
+}
