@@ -4,6 +4,7 @@
 //! the arithmetic that the operation needs, GB/s of the bytes that it must read and write; `% peak` is of the instruction
 //! set's fused multiply-add peak, `% mem` of the bandwidth of reading memory. CPU time of the
 //! thread, best of many runs.
+#![allow(clippy::print_stdout, reason = "names what is measured and what is skipped")]
 
 mod cases;
 mod limits;

@@ -5,6 +5,7 @@
 //! the end of anything is a crash. Rows that this machine cannot run are named as skipped.
 //!
 //! `PROPTEST_CASES` sets the number of random cases per operation (default 48).
+#![allow(clippy::print_stdout, reason = "names what is measured and what is skipped")]
 
 mod attend;
 mod embed;
