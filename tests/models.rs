@@ -23,19 +23,32 @@ fn main() {
             }
             let name = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let skipped = why_not.as_ref().map(|why| format!(" (skipped: {why})")).unwrap_or_default();
-            let test = move || compiled_equals_pytorch(&model, target);
-            trials.push(
-                Trial::test(format!("{}::{name}{skipped}", target.name), test).with_ignored_flag(why_not.is_some()),
-            );
+            let recipes: &[&str] = match (model.ends_with("gem-mini"), target.name) {
+                (true, "native") => &["none", "fp32", "fp16"],
+                // All 64 prompts take six minutes under emulation: one recipe for each core.
+                (true, "rpi4") => &["fp32"],
+                (true, _) | (false, _) => &["none"],
+            };
+            for recipe in recipes {
+                let model = model.clone();
+                let test = move || compiled_equals_pytorch(&model, target, recipe);
+                let name = format!("{}::{name}-{recipe}{skipped}", target.name);
+                trials.push(Trial::test(name, test).with_ignored_flag(why_not.is_some()));
+            }
         }
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-fn compiled_equals_pytorch(model: &Path, target: &Target) -> Result<(), Failed> {
+fn compiled_equals_pytorch(model: &Path, target: &Target, recipe: &str) -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let artifact = folder.path().join("model.lapis");
-    run(lapidary().arg("-q").arg("compile").arg(model).args(["--target", target.name, "-o"]).arg(&artifact))?;
+    run(lapidary()
+        .arg("-q")
+        .arg("compile")
+        .arg(model)
+        .args(["--target", target.name, "--quant", recipe, "-o"])
+        .arg(&artifact))?;
     let reference = model.join("reference.npz");
     let compared = run(target.command().arg("-q").arg("compare").arg(&artifact).arg("--with").arg(&reference))?;
     if compared.contains("near ties") && !model.ends_with("gem-mini") {
