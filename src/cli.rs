@@ -80,7 +80,7 @@ pub struct DemoArgs {
     #[arg(long)]
     pub prompt: Option<String>,
     /// Tokens to generate per prompt
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 12)]
     pub max_new: usize,
     /// Threads (0: as many as the machine has)
     #[arg(long, default_value_t = 0)]
@@ -136,7 +136,7 @@ pub struct RunArgs {
     /// Text to classify or to embed
     #[arg(long, conflicts_with = "input")]
     pub text: Option<String>,
-    /// Plain tensors: ids=@ids.npy, int64 [T]
+    /// Plain tensors: ids=@ids.npy, int64 of one dimension
     #[arg(long, value_name = "NAME=@FILE.npy", requires = "output")]
     pub input: Option<String>,
     /// Where plain outputs go

@@ -16,8 +16,7 @@ use crate::ui::{Ui, bytes, table};
 /// The bundled model.
 const MODEL: &str = "tests/models/gem-mini";
 /// Prompts that belong to different domains.
-const PROMPTS: &[&str] =
-    &["The patient should", "The Board of Governors of the Federal Reserve", "La fonction renvoie"];
+const PROMPTS: &[&str] = &["The patient should", "The Board of Governors", "Les fonctions sont"];
 
 /// One token and where it went.
 struct Visit {
