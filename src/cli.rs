@@ -114,6 +114,9 @@ pub struct CompileArgs {
     /// Print the graph after a phase (imported, canonical, quantized, fused, planned) or after a pass, and stop
     #[arg(long, value_name = "PHASE|PASS")]
     pub dump_ir: Option<String>,
+    /// Run only these passes on the graph as it was read, print it and stop
+    #[arg(long, value_name = "PASS,…", value_delimiter = ',', conflicts_with_all = ["dump_ir", "why_not"])]
+    pub passes: Option<Vec<String>>,
     /// Print why a pass did not fire where it might have, and stop
     #[arg(long, value_name = "PASS")]
     pub why_not: Option<String>,

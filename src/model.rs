@@ -81,7 +81,7 @@ pub fn load(model: &str) -> anyhow::Result<ImportedModel> {
 }
 
 /// The context of the passes for a graph.
-fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> {
+pub fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> {
     let limit = graph.info.max_position_embeddings;
     let max_tokens = options.max_tokens.unwrap_or(limit);
     if max_tokens == 0 || max_tokens > limit {

@@ -223,6 +223,8 @@ fn the_graph_can_be_printed_after_every_phase_and_read_back() {
             run(lapidary().arg("compile").arg(&file).args(["--dry-run", "--target", "rpi4"])).unwrap();
         }
     }
+    let alone = run(lapidary().args(["compile", "preset:gem-tiny", "--passes", "fuse-swiglu"])).unwrap();
+    assert!(alone.contains("linear.swiglu") && alone.contains("expert.apply"), "{alone}");
     let why = run(lapidary().args(["compile", "preset:gem-small", "--why-not", "fold-scale"])).unwrap();
     assert!(why.contains("fired"), "{why}");
 }

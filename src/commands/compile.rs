@@ -27,6 +27,9 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     if let Some(pass) = &args.why_not {
         return why_not(args, &options, pass);
     }
+    if let Some(names) = &args.passes {
+        return passes_alone(args, &options, names);
+    }
     if let Some(stop) = &args.dump_ir {
         return dump(args, &options, stop);
     }
@@ -81,6 +84,21 @@ fn dump(args: &CompileArgs, options: &Options, stop: &str) -> anyhow::Result<Exi
         Some(path) if args.emit == "ir" => write_text(path, &text)?,
         Some(_) | None => print!("{text}"),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The graph after some passes and no others.
+fn passes_alone(args: &CompileArgs, options: &Options, names: &[String]) -> anyhow::Result<ExitCode> {
+    let rows = names
+        .iter()
+        .map(|name| passes::by_name(name).ok_or_else(|| unknown_stop(name)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut graph = model::load(&args.model)?.graph;
+    let context = model::context(&graph, options)?;
+    for row in rows {
+        passes::run_pass(row, &mut graph, &context)?;
+    }
+    print!("{graph}");
     Ok(ExitCode::SUCCESS)
 }
 
