@@ -145,8 +145,7 @@ impl OutputDifference {
                 self.elements += 1;
                 let difference = (w - f).abs();
                 // Not a number is beyond every tolerance.
-                let within =
-                    if discrete { w == f } else { difference <= tolerance.atol + tolerance.rtol * w.abs() };
+                let within = if discrete { w == f } else { difference <= tolerance.atol + tolerance.rtol * w.abs() };
                 if !within {
                     self.wrong += 1;
                 }

@@ -21,9 +21,7 @@ const ITERATIONS: u64 = 20_000_000;
 
 /// Measures both; the best of three rounds, since the machine may be shared.
 pub fn measure(threads: usize) -> Limits {
-    let per_second = |work: &(dyn Fn() -> u64 + Sync)| {
-        (0..3).map(|_| together(threads, work)).fold(0.0, f64::max)
-    };
+    let per_second = |work: &(dyn Fn() -> u64 + Sync)| (0..3).map(|_| together(threads, work)).fold(0.0, f64::max);
     let multiply_adds_per_s = per_second(&|| limits::multiply_adds(ITERATIONS));
     let buffer: Vec<u64> = (0..BUFFER_BYTES as u64 / 8).collect();
     let bytes_per_s = per_second(&|| {

@@ -37,12 +37,7 @@ pub struct Options {
 
 impl Options {
     /// From the names on the command line.
-    pub fn new(
-        target: &str,
-        quant: &str,
-        max_tokens: Option<u64>,
-        chunk_tokens: Option<u64>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(target: &str, quant: &str, max_tokens: Option<u64>, chunk_tokens: Option<u64>) -> anyhow::Result<Self> {
         Ok(Options { target: self::target(target)?, recipe: recipe(quant)?, max_tokens, chunk_tokens })
     }
 }
@@ -59,7 +54,9 @@ fn target(name: &str) -> anyhow::Result<CpuTarget> {
 
 fn recipe(name: &str) -> anyhow::Result<Recipe> {
     if matches!(name, "int8" | "int4" | "hybrid") || name.ends_with(".toml") {
-        bail!(Unsupported(format!("--quant {name}: integer weights are not in this build yet; wanted none, fp32 or fp16")));
+        bail!(Unsupported(format!(
+            "--quant {name}: integer weights are not in this build yet; wanted none, fp32 or fp16"
+        )));
     }
     Recipe::from_str(name).map_err(|e| anyhow::Error::new(Usage(format!("--quant: {e}"))))
 }
@@ -122,8 +119,7 @@ pub fn plan(model: ImportedModel, options: Options, ui: &Ui) -> anyhow::Result<P
 impl Planned {
     /// Decoding at the full context, or a full prefill where the model cannot decode; `(context, work)`.
     fn work_per_token(&self) -> cost::Work {
-        cost::decode_work(&self.graph, self.plan.max_tokens - 1)
-            .unwrap_or_else(|| cost::prefill_work(&self.graph, 1))
+        cost::decode_work(&self.graph, self.plan.max_tokens - 1).unwrap_or_else(|| cost::prefill_work(&self.graph, 1))
     }
 
     /// Code, weight layout, tables.
@@ -258,10 +254,8 @@ impl Summary<'_> {
     pub fn print_json(&self) {
         let Planned { before, graph, plan, options, .. } = self.planned;
         let work = self.planned.work_per_token();
-        let bound = options
-            .target
-            .memory_bytes_per_s
-            .map(|rate| 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate);
+        let bound =
+            options.target.memory_bytes_per_s.map(|rate| 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate);
         let components: Vec<_> = before
             .iter()
             .map(|c| {

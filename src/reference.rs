@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::ArrayD;
 use ndarray_npy::{NpzReader, ReadNpzError};
 
 /// Rows of numbers: what every output becomes for comparison.
@@ -59,7 +59,8 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
     for entry in npz.names().with_context(|| format!("{}: broken archive", path.display()))? {
         let array = entry.trim_end_matches(".npy");
         let (prompt, name) = split_name(array);
-        let slot = prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
+        let slot =
+            prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
         let place = || format!("{}: array {array}", path.display());
         match name {
             "ids" | "greedy" => {
@@ -133,14 +134,13 @@ fn rows(npz: &mut NpzReader<File>, entry: &str) -> anyhow::Result<Rows> {
         }
         Err(error) => return Err(error.into()),
     };
-    let shape = array.shape().to_vec();
-    let array = match shape.len() {
+    let cols = match *array.shape() {
         // One vector per sequence, or one number per token.
-        1 => array.insert_axis(Axis(usize::from(!entry.trim_end_matches(".npy").ends_with("output")))),
-        2 => array,
-        found => bail!("wanted 1 or 2 dimensions, found {found}"),
+        [n] if entry.trim_end_matches(".npy").ends_with("output") => n,
+        [_] => 1,
+        [_, cols] => cols,
+        ref shape => bail!("wanted 1 or 2 dimensions, found {}", shape.len()),
     };
-    let cols = array.shape()[1];
-    let array = array.into_shape_with_order(IxDyn(&[shape[0], cols])).context("wanted a dense array")?;
-    Ok(Rows { cols, data: array.into_iter().collect() })
+    // Iterates in row-major order, however the file orders them.
+    Ok(Rows { cols, data: array.iter().copied().collect() })
 }

@@ -48,6 +48,7 @@ impl Ui {
     }
 
     /// A bar over `total` bytes, on a terminal.
+    #[cfg(feature = "compiler")]
     pub fn bytes_bar(&self, what: &str, total: u64) -> ProgressBar {
         let style = ProgressStyle::with_template("{msg:>12} [{bar:30}] {bytes}/{total_bytes} {eta}");
         self.bar(what, total, style)

@@ -57,8 +57,7 @@ impl Sizes {
         if let Some(extent) = artifact.extents().iter().next() {
             sizes.module_bytes = extent.bytes;
             let inside = |offset: u64| offset >= extent.offset && offset < extent.offset + extent.bytes;
-            sizes.module_elems =
-                artifact.tensors().iter().filter(|t| inside(t.offset)).map(|t| t.rows * t.cols).sum();
+            sizes.module_elems = artifact.tensors().iter().filter(|t| inside(t.offset)).map(|t| t.rows * t.cols).sum();
         }
         let config: serde_json::Value = serde_json::from_str(artifact.manifest().source_config).unwrap_or_default();
         let number = |key: &str| config[key].as_u64().unwrap_or(0);

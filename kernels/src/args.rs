@@ -243,7 +243,7 @@ pub struct AttendArgs {
     pub keys_read: *const AtomicU64,
 }
 
-/// `cluster_append`: chains the positions of each cluster. For r in 0..rows, t = first_position + r, c = cluster[r]:
+/// `cluster_append`: chains the positions of each cluster. For r in 0..rows, t = first_position + r, `c = cluster[r]`:
 /// `previous[t] = last[c]; last[c] = t`. When `first_position` is 0, `last` is first reset to −1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

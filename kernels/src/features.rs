@@ -64,10 +64,7 @@ features! {
 impl Feature {
     /// The feature of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|feature| feature.name() == name)
+        Self::ALL.iter().copied().find(|feature| feature.name() == name)
     }
 }
 
@@ -133,10 +130,7 @@ impl FeatureSet {
 
     /// The features, in the order of [`Feature::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Feature> {
-        Feature::ALL
-            .iter()
-            .copied()
-            .filter(move |&feature| self.contains(Self::of(&[feature])))
+        Feature::ALL.iter().copied().filter(move |&feature| self.contains(Self::of(&[feature])))
     }
 
     /// What the CPU and the operating system under this code offer.
@@ -207,18 +201,14 @@ impl Isa {
 
     /// What a CPU needs to run its kernels.
     pub const fn required(self) -> FeatureSet {
-        const AVX2: FeatureSet =
-            FeatureSet::of(&[Feature::Avx, Feature::Avx2, Feature::Fma, Feature::F16c]);
+        const AVX2: FeatureSet = FeatureSet::of(&[Feature::Avx, Feature::Avx2, Feature::Fma, Feature::F16c]);
         match self {
             Isa::Scalar => FeatureSet::EMPTY,
             Isa::Neon => FeatureSet::of(&[Feature::Neon]),
             Isa::Avx2 => AVX2,
-            Isa::Avx512 => AVX2.union(FeatureSet::of(&[
-                Feature::Avx512f,
-                Feature::Avx512bw,
-                Feature::Avx512dq,
-                Feature::Avx512vl,
-            ])),
+            Isa::Avx512 => {
+                AVX2.union(FeatureSet::of(&[Feature::Avx512f, Feature::Avx512bw, Feature::Avx512dq, Feature::Avx512vl]))
+            }
         }
     }
 }
@@ -274,11 +264,7 @@ mod x86 {
         // SAFETY: OSXSAVE says that xgetbv exists and is enabled.
         let saved = unsafe { saved_state() };
         let leaf7 = __cpuid_count(7, 0);
-        let leaf7_sub1_eax = if leaf7.eax >= 1 {
-            __cpuid_count(7, 1).eax
-        } else {
-            0
-        };
+        let leaf7_sub1_eax = if leaf7.eax >= 1 { __cpuid_count(7, 1).eax } else { 0 };
         let mut set = FeatureSet::EMPTY;
         for (feature, word, bit, state) in BITS {
             let word = match word {

@@ -168,40 +168,22 @@ unsafe fn row(rows: *const u32, i: usize) -> usize {
 /// # Safety
 /// `args` is valid, row `i` < m, and column `col` < n begins a panel.
 #[inline(always)]
-unsafe fn finish<S: Simd, const NV: usize>(
-    s: S,
-    args: &GemmArgs,
-    i: usize,
-    col: usize,
-    sums: &[S::V; NV],
-) {
+unsafe fn finish<S: Simd, const NV: usize>(s: S, args: &GemmArgs, i: usize, col: usize, sums: &[S::V; NV]) {
     let valid = (args.n as usize - col).min(NV * S::LANES);
     // SAFETY: i < m, so its row number and scale exist, and so do columns col..col+valid of its row.
     unsafe {
         let c = args.c.add(row(args.c_rows, i) * args.ldc as usize + col);
-        let scale = if args.row_scale.is_null() {
-            1.0
-        } else {
-            args.row_scale.add(i).read()
-        };
+        let scale = if args.row_scale.is_null() { 1.0 } else { args.row_scale.add(i).read() };
         let scale = s.splat(scale);
         for (v, &sum) in sums.iter().enumerate() {
             let at = v * S::LANES;
             let sum = s.mul(sum, scale);
             if at + S::LANES <= valid {
-                let sum = if args.accumulate != 0 {
-                    s.add(s.load(c.add(at)), sum)
-                } else {
-                    sum
-                };
+                let sum = if args.accumulate != 0 { s.add(s.load(c.add(at)), sum) } else { sum };
                 s.store(c.add(at), sum);
             } else if at < valid {
                 let rest = valid - at;
-                let sum = if args.accumulate != 0 {
-                    s.add(s.load_first(c.add(at), rest), sum)
-                } else {
-                    sum
-                };
+                let sum = if args.accumulate != 0 { s.add(s.load_first(c.add(at), rest), sum) } else { sum };
                 s.store_first(c.add(at), sum, rest);
             }
         }
@@ -285,10 +267,7 @@ unsafe fn gemm_blocks<S: Simd, W: Weights, const MR: usize, const NV: usize, con
 /// # Safety
 /// `args` is valid as [`GemmArgs`] says; its weights are packed for a panel of `NV · LANES` outputs.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Simd, W: Weights, const MR: usize, const NV: usize>(
-    s: S,
-    args: &GemmArgs,
-) {
+pub(crate) unsafe fn gemm<S: Simd, W: Weights, const MR: usize, const NV: usize>(s: S, args: &GemmArgs) {
     // SAFETY: the caller's promise.
     unsafe { gemm_blocks::<S, W, MR, NV, false>(s, args) }
 }
@@ -298,10 +277,7 @@ pub(crate) unsafe fn gemm<S: Simd, W: Weights, const MR: usize, const NV: usize>
 /// # Safety
 /// As [`gemm`], weights packed by `pack_swiglu`.
 #[inline(always)]
-pub(crate) unsafe fn gemm_swiglu<S: Simd, W: Weights, const MR: usize, const NV: usize>(
-    s: S,
-    args: &GemmArgs,
-) {
+pub(crate) unsafe fn gemm_swiglu<S: Simd, W: Weights, const MR: usize, const NV: usize>(s: S, args: &GemmArgs) {
     // SAFETY: the caller's promise.
     unsafe { gemm_blocks::<S, W, MR, NV, true>(s, args) }
 }

@@ -35,6 +35,4 @@ mod table;
 pub use args::KernelFn;
 pub use features::{Feature, FeatureSet, Isa};
 pub use pack::{PackError, Source, pack, pack_swiglu, packed_bytes, panel_bytes};
-pub use table::{
-    KernelOp, KernelRow, Tile, WeightType, find, kernels, resolve, resolve_for, select,
-};
+pub use table::{KernelOp, KernelRow, Tile, WeightType, find, kernels, resolve, resolve_for, select};

@@ -15,14 +15,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    const POLYNOMIAL: [f32; 6] = [
-        1.987_569_1e-4,
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ];
+    const POLYNOMIAL: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     // The operand order of max and min keeps a not-a-number.
     let x = s.max(s.splat(-104.0), x);
     let x = s.min(s.splat(89.0), x);
@@ -55,11 +48,7 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     const TWO_ROOT_2_OVER_PI: f32 = 1.595_769;
-    let inner = s.fma(
-        s.mul(x, x),
-        s.splat(0.044_715 * TWO_ROOT_2_OVER_PI),
-        s.splat(TWO_ROOT_2_OVER_PI),
-    );
+    let inner = s.fma(s.mul(x, x), s.splat(0.044_715 * TWO_ROOT_2_OVER_PI), s.splat(TWO_ROOT_2_OVER_PI));
     times_sigmoid(s, x, s.mul(x, inner))
 }
 
@@ -117,8 +106,22 @@ pub(crate) unsafe fn largest<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
 /// `x..x+n` and `y..y+n` are readable.
 #[inline(always)]
 pub(crate) unsafe fn dot<S: Simd>(s: S, x: *const f32, y: *const f32, n: usize) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe { dot4(s, x, [y; 4], n)[0] }
+    let mut acc = [s.zero(); 2];
+    let mut i = 0;
+    while i + 2 * S::LANES <= n {
+        for u in 0..2 {
+            let at = i + u * S::LANES;
+            // SAFETY: i + 2·LANES ≤ n.
+            acc[u] = unsafe { s.fma(s.load(x.add(at)), s.load(y.add(at)), acc[u]) };
+        }
+        i += 2 * S::LANES;
+    }
+    while i < n {
+        // SAFETY: n − i elements are left.
+        acc[0] = unsafe { s.fma(s.load_up_to(x.add(i), n - i), s.load_up_to(y.add(i), n - i), acc[0]) };
+        i += S::LANES;
+    }
+    s.sum(s.add(acc[0], acc[1]))
 }
 
 /// Dot products of one row with four.
@@ -154,13 +157,7 @@ pub(crate) unsafe fn dot4<S: Simd>(s: S, x: *const f32, y: [*const f32; 4], n: u
 /// # Safety
 /// `x..x+n` is readable, `y..y+n` writable; they are the same or do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn exp_row<S: Simd>(
-    s: S,
-    x: *const f32,
-    y: *mut f32,
-    n: usize,
-    shift: f32,
-) -> f32 {
+pub(crate) unsafe fn exp_row<S: Simd>(s: S, x: *const f32, y: *mut f32, n: usize, shift: f32) -> f32 {
     let shift = s.splat(shift);
     let mut acc = s.zero();
     let mut i = 0;
@@ -192,13 +189,7 @@ pub(crate) unsafe fn exp_row<S: Simd>(
 /// # Safety
 /// `x..x+n` is readable, `y..y+n` writable; they are the same or do not overlap.
 #[inline(always)]
-pub(crate) unsafe fn map_row<S: Simd>(
-    s: S,
-    x: *const f32,
-    y: *mut f32,
-    n: usize,
-    f: impl Fn(S::V) -> S::V,
-) {
+pub(crate) unsafe fn map_row<S: Simd>(s: S, x: *const f32, y: *mut f32, n: usize, f: impl Fn(S::V) -> S::V) {
     let mut i = 0;
     while i + S::LANES <= n {
         // SAFETY: i + LANES ≤ n.

@@ -103,23 +103,11 @@ fn outputs(len: usize, k: usize, nr: usize, weight: WeightType) -> Result<usize,
 }
 
 fn check_destination(found: usize, wanted: usize) -> Result<(), PackError> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(PackError::Destination { found, wanted })
-    }
+    if found == wanted { Ok(()) } else { Err(PackError::Destination { found, wanted }) }
 }
 
 /// Fills one panel with the outputs from `first` on, up to `n` of them.
-fn fill_panel(
-    source: Source<'_>,
-    first: usize,
-    n: usize,
-    k: usize,
-    nr: usize,
-    weight: WeightType,
-    panel: &mut [u8],
-) {
+fn fill_panel(source: Source<'_>, first: usize, n: usize, k: usize, nr: usize, weight: WeightType, panel: &mut [u8]) {
     let bytes = weight.bytes();
     let outputs = nr.min(n - first);
     for (input, row) in panel.chunks_exact_mut(nr * bytes).enumerate() {
@@ -146,13 +134,7 @@ fn fill_panel(
 /// let packed: Vec<f32> = out.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
 /// assert_eq!(packed, [1.0, 3.0, 2.0, 4.0, 5.0, 0.0, 6.0, 0.0]);
 /// ```
-pub fn pack(
-    source: Source<'_>,
-    k: usize,
-    nr: usize,
-    weight: WeightType,
-    out: &mut [u8],
-) -> Result<(), PackError> {
+pub fn pack(source: Source<'_>, k: usize, nr: usize, weight: WeightType, out: &mut [u8]) -> Result<(), PackError> {
     let n = outputs(source.len(), k, nr, weight)?;
     check_destination(out.len(), packed_bytes(n, k, nr, weight))?;
     for (panel, bytes) in out.chunks_exact_mut(panel_bytes(k, nr, weight)).enumerate() {
@@ -173,10 +155,7 @@ pub fn pack_swiglu(
 ) -> Result<(), PackError> {
     let n = outputs(gate.len(), k, nr, weight)?;
     if up.len() != gate.len() {
-        return Err(PackError::Pair {
-            gate: gate.len(),
-            up: up.len(),
-        });
+        return Err(PackError::Pair { gate: gate.len(), up: up.len() });
     }
     check_destination(out.len(), 2 * packed_bytes(n, k, nr, weight))?;
     let bytes = panel_bytes(k, nr, weight);

@@ -1,9 +1,7 @@
 //! Routing: scores of the clusters, a token's cluster, grouping tokens by module, cluster memory, cluster chains.
 
-use crate::args::{
-    ClusterAppendArgs, RouteClusterArgs, RouteGroupArgs, RouteMemoryArgs, RouteScoresArgs,
-};
-use crate::math::dot;
+use crate::args::{ClusterAppendArgs, RouteClusterArgs, RouteGroupArgs, RouteMemoryArgs, RouteScoresArgs};
+use crate::math::{dot, dot4};
 use crate::rows::softmax_row;
 use crate::simd::{Scalar, Simd};
 use core::sync::atomic::Ordering::Relaxed;
@@ -22,6 +20,21 @@ pub(crate) unsafe fn route_scores<S: Simd>(s: S, args: &RouteScoresArgs) {
         unsafe {
             let q = args.q.add(r * args.ldq as usize);
             let a = args.a.add(r * clusters);
+            let mut c = 0;
+            while c + 4 <= clusters {
+                let keys = [c, c + 1, c + 2, c + 3].map(
+                    #[inline(always)]
+                    |c| args.keys.add(c * dim),
+                );
+                for (u, score) in dot4(s, q, keys, dim).into_iter().enumerate() {
+                    a.add(c + u).write(args.scale.value * score);
+                }
+                c += 4;
+            }
+            while c < clusters {
+                a.add(c).write(args.scale.value * dot(s, q, args.keys.add(c * dim), dim));
+                c += 1;
+            }
             for domain in 0..domains.min(clusters) {
                 let probability = if args.domains.is_null() {
                     1.0 / domains as f32
@@ -30,8 +43,7 @@ pub(crate) unsafe fn route_scores<S: Simd>(s: S, args: &RouteScoresArgs) {
                 };
                 let prior = args.lambda.value * libm::logf(probability + FLOOR);
                 for c in (domain..clusters).step_by(domains) {
-                    let score = dot(s, q, args.keys.add(c * dim), dim);
-                    a.add(c).write(args.scale.value * score + prior);
+                    *a.add(c) += prior;
                 }
             }
             softmax_row(s, a, a, clusters);
@@ -76,9 +88,7 @@ pub(crate) unsafe fn route_group(_: Scalar, args: &RouteGroupArgs) {
                 let at = r * modules + module;
                 if args.mask.add(at).read() != 0 {
                     args.tokens.add(entries).write(r as u32);
-                    args.token_gates
-                        .add(entries)
-                        .write(args.gates.add(at).read());
+                    args.token_gates.add(entries).write(args.gates.add(at).read());
                     entries += 1;
                 }
             }

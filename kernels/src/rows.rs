@@ -1,11 +1,7 @@
 //! Kernels over rows of a matrix: norms, softmax, activations, rotation, copies, gather and scatter, mean.
 
-use crate::args::{
-    CopyRowsArgs, IndexedRowsArgs, MeanRowsArgs, RmsNormArgs, RopeArgs, SiluMulArgs, UnaryArgs,
-};
-use crate::math::{
-    exp_row, gelu as gelu_of, largest, map_row, silu as silu_of, sum_of_squares, zip_row,
-};
+use crate::args::{CopyRowsArgs, IndexedRowsArgs, MeanRowsArgs, RmsNormArgs, RopeArgs, SiluMulArgs, UnaryArgs};
+use crate::math::{exp_row, gelu as gelu_of, largest, map_row, silu as silu_of, sum_of_squares, zip_row};
 use crate::simd::Simd;
 
 /// `y = x / sqrt(mean(x²) + eps) · w`.
@@ -21,7 +17,7 @@ pub(crate) unsafe fn rms_norm<S: Simd>(s: S, args: &RmsNormArgs) {
             let x = args.x.add(r * args.ldx as usize);
             let y = args.y.add(r * args.ldy as usize);
             let mean = sum_of_squares(s, x, n) / n as f32;
-            let factor = s.splat(1.0 / libm::sqrtf(mean + args.eps.value));
+            let factor = s.div(s.splat(1.0), s.sqrt(s.splat(mean + args.eps.value)));
             if args.w.is_null() {
                 map_row(
                     s,
@@ -76,12 +72,7 @@ pub(crate) unsafe fn softmax_row<S: Simd>(s: S, x: *const f32, y: *mut f32, n: u
 unsafe fn each_row(args: &UnaryArgs, f: impl Fn(*const f32, *mut f32)) {
     for r in 0..args.rows as usize {
         // SAFETY: row r of x and y exists.
-        unsafe {
-            f(
-                args.x.add(r * args.ldx as usize),
-                args.y.add(r * args.ldy as usize),
-            )
-        }
+        unsafe { f(args.x.add(r * args.ldx as usize), args.y.add(r * args.ldy as usize)) }
     }
 }
 
@@ -165,8 +156,8 @@ pub(crate) unsafe fn l2_normalize<S: Simd>(s: S, args: &UnaryArgs) {
             args,
             #[inline(always)]
             |x, y| {
-                let norm = libm::sqrtf(sum_of_squares(s, x, n)).max(SMALLEST_NORM);
-                let norm = s.splat(norm);
+                let norm = s.sqrt(s.splat(sum_of_squares(s, x, n)));
+                let norm = s.max(norm, s.splat(SMALLEST_NORM));
                 map_row(
                     s,
                     x,
@@ -212,19 +203,15 @@ pub(crate) unsafe fn rope<S: Simd>(s: S, args: &RopeArgs) {
     for r in 0..args.rows as usize {
         // SAFETY: the table has a row for every position.
         let (cos, sin) = unsafe {
-            let cos = args
-                .cos_sin
-                .add((args.first_position as usize + r) * args.head_dim as usize);
+            let cos = args.cos_sin.add((args.first_position as usize + r) * args.head_dim as usize);
             (cos, cos.add(half))
         };
         for h in 0..args.heads as usize {
             // SAFETY: head h of row r exists in x and y.
             let (x, y) = unsafe {
                 (
-                    args.x
-                        .add(r * args.x_row_stride as usize + h * args.x_head_stride as usize),
-                    args.y
-                        .add(r * args.y_row_stride as usize + h * args.y_head_stride as usize),
+                    args.x.add(r * args.x_row_stride as usize + h * args.x_head_stride as usize),
+                    args.y.add(r * args.y_row_stride as usize + h * args.y_head_stride as usize),
                 )
             };
             let mut i = 0;
@@ -232,14 +219,8 @@ pub(crate) unsafe fn rope<S: Simd>(s: S, args: &RopeArgs) {
                 let left = half - i;
                 // SAFETY: `left` elements are left of both halves of x and y and of the table.
                 unsafe {
-                    let (low, high) = (
-                        s.load_up_to(x.add(i), left),
-                        s.load_up_to(x.add(half + i), left),
-                    );
-                    let (c, d) = (
-                        s.load_up_to(cos.add(i), left),
-                        s.load_up_to(sin.add(i), left),
-                    );
+                    let (low, high) = (s.load_up_to(x.add(i), left), s.load_up_to(x.add(half + i), left));
+                    let (c, d) = (s.load_up_to(cos.add(i), left), s.load_up_to(sin.add(i), left));
                     s.store_up_to(y.add(i), s.sub(s.mul(low, c), s.mul(high, d)), left);
                     s.store_up_to(y.add(half + i), s.add(s.mul(high, c), s.mul(low, d)), left);
                 }
@@ -259,12 +240,8 @@ pub(crate) unsafe fn copy_rows<S: Simd>(_: S, args: &CopyRowsArgs) {
         for h in 0..args.heads as usize {
             // SAFETY: run h of row r exists in x and y.
             unsafe {
-                let x = args
-                    .x
-                    .add(r * args.x_row_stride as usize + h * args.x_head_stride as usize);
-                let y = args
-                    .y
-                    .add(r * args.y_row_stride as usize + h * args.y_head_stride as usize);
+                let x = args.x.add(r * args.x_row_stride as usize + h * args.x_head_stride as usize);
+                let y = args.y.add(r * args.y_row_stride as usize + h * args.y_head_stride as usize);
                 x.copy_to_nonoverlapping(y, args.n as usize);
             }
         }
@@ -280,9 +257,7 @@ pub(crate) unsafe fn gather_rows<S: Simd>(_: S, args: &IndexedRowsArgs) {
     for i in 0..args.rows as usize {
         // SAFETY: index[i] is a row of x, and i a row of y.
         unsafe {
-            let x = args
-                .x
-                .add(args.index.add(i).read() as usize * args.ldx as usize);
+            let x = args.x.add(args.index.add(i).read() as usize * args.ldx as usize);
             x.copy_to_nonoverlapping(args.y.add(i * args.ldy as usize), args.n as usize);
         }
     }
@@ -297,14 +272,8 @@ pub(crate) unsafe fn scatter_add<S: Simd>(s: S, args: &IndexedRowsArgs) {
     for i in 0..args.rows as usize {
         // SAFETY: index[i] is a row of y, and i a row of x and of the gates.
         unsafe {
-            let y = args
-                .y
-                .add(args.index.add(i).read() as usize * args.ldy as usize);
-            let gate = if args.gate.is_null() {
-                1.0
-            } else {
-                args.gate.add(i).read()
-            };
+            let y = args.y.add(args.index.add(i).read() as usize * args.ldy as usize);
+            let gate = if args.gate.is_null() { 1.0 } else { args.gate.add(i).read() };
             let gate = s.splat(gate);
             zip_row(
                 s,
@@ -333,10 +302,7 @@ pub(crate) unsafe fn mean_rows<S: Simd>(s: S, args: &MeanRowsArgs) {
         // SAFETY: n − i columns are left of every row.
         unsafe {
             for r in 0..rows {
-                sum = s.add(
-                    sum,
-                    s.load_up_to(args.x.add(r * args.ldx as usize + i), n - i),
-                );
+                sum = s.add(sum, s.load_up_to(args.x.add(r * args.ldx as usize + i), n - i));
             }
             s.store_up_to(args.y.add(i), s.div(sum, count), n - i);
         }

@@ -11,11 +11,7 @@ use core::cmp::Ordering;
 /// A score with a place in the order.
 #[inline(always)]
 fn ordered(score: f32) -> f32 {
-    if score.is_nan() {
-        f32::NEG_INFINITY
-    } else {
-        score
-    }
+    if score.is_nan() { f32::NEG_INFINITY } else { score }
 }
 
 /// One token's row of the arguments.
@@ -163,12 +159,8 @@ unsafe fn split_tokens(args: &RouteSelectArgs, module: usize, cap: usize) -> (&[
     if cap > 0 && cap < rows {
         tokens.select_nth_unstable_by(cap - 1, |&x, &y| {
             // SAFETY: x and y are rows, `module` is a column.
-            let score =
-                |r: u32| ordered(unsafe { args.a.add(r as usize * clusters + module).read() });
-            score(y)
-                .partial_cmp(&score(x))
-                .unwrap_or(Ordering::Equal)
-                .then(x.cmp(&y))
+            let score = |r: u32| ordered(unsafe { args.a.add(r as usize * clusters + module).read() });
+            score(y).partial_cmp(&score(x)).unwrap_or(Ordering::Equal).then(x.cmp(&y))
         });
     }
     tokens.split_at(cap)
@@ -203,11 +195,7 @@ pub(crate) unsafe fn select_expert_choice(_: Scalar, args: &RouteSelectArgs) {
 /// `args` is valid as [`RouteSelectArgs`] says, with scratch.
 #[inline(always)]
 pub(crate) unsafe fn select_bidirectional(_: Scalar, args: &RouteSelectArgs) {
-    let (rows, clusters, most) = (
-        args.rows as usize,
-        args.num_clusters as usize,
-        args.k_max as usize,
-    );
+    let (rows, clusters, most) = (args.rows as usize, args.num_clusters as usize, args.k_max as usize);
     let cap = capacity(args);
     // SAFETY: one row at a time; mask has rows × C elements, and the tokens are rows.
     unsafe {

@@ -426,19 +426,12 @@ pub fn resolve(name: &str) -> Option<KernelFn> {
 /// The function of the kernel of that name, if a CPU with `features` runs it.
 pub fn resolve_for(name: &str, features: &FeatureSet) -> Option<KernelFn> {
     let row = find(name)?;
-    features
-        .contains(row.required())
-        .then_some(row.function)
-        .flatten()
+    features.contains(row.required()).then_some(row.function).flatten()
 }
 
 /// The best kernel for an operation on a CPU with these features; none when the operation has no kernel for that
 /// weight type. Depends on nothing but its arguments: the best instruction set wins, then the table's order.
-pub fn select(
-    op: KernelOp,
-    features: &FeatureSet,
-    weight: WeightType,
-) -> Option<&'static KernelRow> {
+pub fn select(op: KernelOp, features: &FeatureSet, weight: WeightType) -> Option<&'static KernelRow> {
     KERNELS
         .iter()
         .filter(|row| row.op == op && row.weight == weight && features.contains(row.required()))

@@ -68,9 +68,7 @@ pub enum LoadError {
         head: Head,
     },
     /// Memory handed in is too small.
-    #[error(
-        "{what}: size, wanted {wanted} bytes, found {found}\nhint: the plan says how much a run needs"
-    )]
+    #[error("{what}: size, wanted {wanted} bytes, found {found}\nhint: the plan says how much a run needs")]
     TooSmall {
         /// Which memory.
         what: &'static str,
@@ -80,9 +78,7 @@ pub enum LoadError {
         found: u64,
     },
     /// Memory handed in is not aligned.
-    #[error(
-        "{what}: address, wanted a multiple of {wanted}, found {found} past one\nhint: align it"
-    )]
+    #[error("{what}: address, wanted a multiple of {wanted}, found {found} past one\nhint: align it")]
     Unaligned {
         /// Which memory.
         what: &'static str,
@@ -156,9 +152,7 @@ pub enum RunError {
         found: u64,
     },
     /// The call does not continue the sequence.
-    #[error(
-        "call: position, wanted {wanted} or 0, found {found}\nhint: a sequence can be continued or begun again"
-    )]
+    #[error("call: position, wanted {wanted} or 0, found {found}\nhint: a sequence can be continued or begun again")]
     Position {
         /// Tokens so far.
         wanted: u64,
@@ -166,9 +160,7 @@ pub enum RunError {
         found: u64,
     },
     /// The model cannot generate one token at a time.
-    #[error(
-        "decode: model, wanted one that decodes, found: {why}\nhint: `--input` runs it on a whole sequence"
-    )]
+    #[error("decode: model, wanted one that decodes, found: {why}\nhint: `--input` runs it on a whole sequence")]
     CannotDecode {
         /// The manifest's reason.
         why: ShortText,

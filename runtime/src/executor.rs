@@ -32,11 +32,7 @@ impl CodeImage<'_> {
     /// For the lifetime, `base..base + len` is mapped executable, holds the bytes of the code section of the program
     /// it will be used with, written by this project's compiler, and instruction caches are coherent with it.
     pub unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
-        Self {
-            base,
-            len,
-            mapping: PhantomData,
-        }
+        Self { base, len, mapping: PhantomData }
     }
 }
 
@@ -56,22 +52,14 @@ struct Exclusive<'a> {
 impl<'a> Exclusive<'a> {
     fn new(what: &'static str, memory: &'a mut [u8], wanted: u64) -> Result<Self, LoadError> {
         if (memory.len() as u64) < wanted {
-            return Err(LoadError::TooSmall {
-                what,
-                wanted,
-                found: memory.len() as u64,
-            });
+            return Err(LoadError::TooSmall { what, wanted, found: memory.len() as u64 });
         }
         // Code does not touch memory that the plan has none of.
         if wanted > 0 {
             check_aligned(what, memory.as_ptr())?;
         }
         let len = memory.len();
-        Ok(Self {
-            base: NonNull::from(memory).cast(),
-            len,
-            owner: PhantomData,
-        })
+        Ok(Self { base: NonNull::from(memory).cast(), len, owner: PhantomData })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -112,11 +100,7 @@ impl<'a> Executor<'a> {
     ) -> Result<Self, LoadError> {
         let wanted = program.artifact().code().len();
         if code.len < wanted {
-            return Err(LoadError::TooSmall {
-                what: "executable code",
-                wanted: wanted as u64,
-                found: code.len as u64,
-            });
+            return Err(LoadError::TooSmall { what: "executable code", wanted: wanted as u64, found: code.len as u64 });
         }
         let plan = program.artifact().plan();
         Ok(Self {
@@ -151,9 +135,7 @@ impl<'a> Executor<'a> {
 
     /// A work counter.
     pub fn counter(&self, counter: Counter) -> u64 {
-        self.counters
-            .get(counter as usize)
-            .map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.counters.get(counter as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
     /// Sets all work counters to zero.
@@ -165,18 +147,10 @@ impl<'a> Executor<'a> {
     ///
     /// `first_position` is [`Executor::position`], or 0 to begin again. The last `output_rows` tokens go through the
     /// head; heads that pool over tokens take 1. Outputs are in [`Executor::output`] until the next call.
-    pub fn run(
-        &mut self,
-        call: Call,
-        ids: &[u32],
-        first_position: u64,
-        output_rows: u64,
-    ) -> Result<(), RunError> {
+    pub fn run(&mut self, call: Call, ids: &[u32], first_position: u64, output_rows: u64) -> Result<(), RunError> {
         let entry = self.check(call, ids, first_position, output_rows)?;
         let tokens = ids.len() as u64;
-        let link = Link {
-            parallel: self.parallel,
-        };
+        let link = Link { parallel: self.parallel };
         let context = ExecContext {
             weights: self.program.artifact().weights().as_ptr(),
             arena: self.arena.base.as_ptr(),
@@ -204,13 +178,7 @@ impl<'a> Executor<'a> {
     }
 
     /// Checks all that generated code relies on and returns the entry point's offset.
-    fn check(
-        &self,
-        call: Call,
-        ids: &[u32],
-        first_position: u64,
-        output_rows: u64,
-    ) -> Result<usize, RunError> {
+    fn check(&self, call: Call, ids: &[u32], first_position: u64, output_rows: u64) -> Result<usize, RunError> {
         let manifest = self.program.manifest();
         let tokens = ids.len() as u64;
         if tokens == 0 {
@@ -221,44 +189,27 @@ impl<'a> Executor<'a> {
         if call == Call::Decode {
             let can_decode = manifest.flags.contains(ManifestFlags::CAN_DECODE);
             let decode = artifact.decode_offset().filter(|_| can_decode);
-            offset = decode.ok_or_else(|| RunError::CannotDecode {
-                why: ShortText::new(manifest.cannot_decode),
-            })?;
+            offset = decode.ok_or_else(|| RunError::CannotDecode { why: ShortText::new(manifest.cannot_decode) })?;
             if tokens != 1 {
                 return Err(RunError::DecodeTokens { found: tokens });
             }
         }
         let whole = manifest.flags.contains(ManifestFlags::WHOLE_SEQUENCE);
         if whole && first_position != 0 {
-            return Err(RunError::WholeSequence {
-                found: first_position,
-            });
+            return Err(RunError::WholeSequence { found: first_position });
         }
         if first_position != 0 && first_position != self.position {
-            return Err(RunError::Position {
-                wanted: self.position,
-                found: first_position,
-            });
+            return Err(RunError::Position { wanted: self.position, found: first_position });
         }
         if first_position.saturating_add(tokens) > u64::from(manifest.max_tokens) {
-            return Err(RunError::ContextLength {
-                position: first_position,
-                tokens,
-                max_tokens: manifest.max_tokens,
-            });
+            return Err(RunError::ContextLength { position: first_position, tokens, max_tokens: manifest.max_tokens });
         }
         if tokens > u64::from(manifest.max_chunk_tokens) {
-            return Err(RunError::ChunkLength {
-                wanted: manifest.max_chunk_tokens,
-                found: tokens,
-            });
+            return Err(RunError::ChunkLength { wanted: manifest.max_chunk_tokens, found: tokens });
         }
         let rows = tokens.min(u64::from(manifest.max_output_rows));
         if output_rows == 0 || output_rows > rows {
-            return Err(RunError::OutputRows {
-                wanted: rows,
-                found: output_rows,
-            });
+            return Err(RunError::OutputRows { wanted: rows, found: output_rows });
         }
         if let Some(index) = ids.iter().position(|id| *id >= manifest.vocab_size) {
             return Err(RunError::TokenId {

@@ -13,23 +13,14 @@ pub struct Host {
 
 impl Host {
     /// The instruction set that this runtime was built for.
-    pub const ISA: Isa = if cfg!(target_arch = "aarch64") {
-        Isa::Aarch64
-    } else {
-        Isa::X86_64
-    };
+    pub const ISA: Isa = if cfg!(target_arch = "aarch64") { Isa::Aarch64 } else { Isa::X86_64 };
 
     /// Asks the CPU and the operating system.
     pub fn detect() -> Self {
         #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
         let features = {
             // SAFETY: `getauxval` reads the auxiliary vector, and gives 0 for what is not in it.
-            let (hwcap, hwcap2) = unsafe {
-                (
-                    libc::getauxval(libc::AT_HWCAP),
-                    libc::getauxval(libc::AT_HWCAP2),
-                )
-            };
+            let (hwcap, hwcap2) = unsafe { (libc::getauxval(libc::AT_HWCAP), libc::getauxval(libc::AT_HWCAP2)) };
             FeatureSet::from_hwcap(hwcap, hwcap2)
         };
         #[cfg(not(all(target_arch = "aarch64", target_os = "linux")))]

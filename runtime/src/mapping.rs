@@ -54,9 +54,7 @@ impl Pages {
     /// At least `bytes` bytes.
     pub(crate) fn new(bytes: u64) -> io::Result<Self> {
         let len = usize::try_from(bytes.max(1)).unwrap_or(usize::MAX);
-        Ok(Self {
-            map: MmapMut::map_anon(len)?,
-        })
+        Ok(Self { map: MmapMut::map_anon(len)? })
     }
 
     /// The bytes, for as long as `self` lives.
@@ -79,10 +77,7 @@ pub(crate) struct KernelTable {
 impl KernelTable {
     pub(crate) fn new(len: usize) -> Self {
         let slots: Box<[Option<KernelFn>]> = std::vec![None; len].into_boxed_slice();
-        Self {
-            base: Box::into_raw(slots).cast(),
-            len,
-        }
+        Self { base: Box::into_raw(slots).cast(), len }
     }
 
     /// The slots, for as long as `self` lives.

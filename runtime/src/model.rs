@@ -80,17 +80,9 @@ impl ArtifactFile {
         let map = FileMap::new(&file, range).map_err(at(path, "map it"))?;
         // SAFETY: the artifact lives beside the map, in this structure, which gives it out with its own lifetime.
         let bytes = unsafe { map.bytes() };
-        let artifact = Artifact::parse(bytes).map_err(|error| OpenError::Load {
-            path: path.into(),
-            source: error.into(),
-        })?;
-        Ok(Self {
-            artifact,
-            _map: map,
-            file,
-            path: path.into(),
-            begin,
-        })
+        let artifact =
+            Artifact::parse(bytes).map_err(|error| OpenError::Load { path: path.into(), source: error.into() })?;
+        Ok(Self { artifact, _map: map, file, path: path.into(), begin })
     }
 
     /// The artifact.
@@ -110,11 +102,7 @@ impl ArtifactFile {
 }
 
 fn at(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-    move |source| OpenError::Io {
-        path: path.into(),
-        doing,
-        source,
-    }
+    move |source| OpenError::Io { path: path.into(), doing, source }
 }
 
 fn file_bytes(path: &Path, file: &File) -> Result<u64, OpenError> {
@@ -146,25 +134,15 @@ impl Model {
 
     /// Readies a mapped artifact for `host`, which must be what [`Host::detect`] says of this machine or less.
     pub fn from_file(file: ArtifactFile, host: &Host) -> Result<Self, OpenError> {
-        let load_error = |source| OpenError::Load {
-            path: file.path.clone(),
-            source,
-        };
+        let load_error = |source| OpenError::Load { path: file.path.clone(), source };
         let mut kernels = KernelTable::new(file.artifact.kernels().len());
         // SAFETY: called once; the program lives beside the table, in this structure.
         let slots = unsafe { kernels.slots() };
-        let program = host
-            .machine(|machine| Program::link(file.artifact, machine, slots))
-            .map_err(load_error)?;
+        let program = host.machine(|machine| Program::link(file.artifact, machine, slots)).map_err(load_error)?;
         let range = file.artifact.code_range();
         let in_file = file.begin + range.start..file.begin + range.end;
         let code = FileMap::executable(&file.file, in_file).map_err(at(&file.path, MAP_CODE))?;
-        Ok(Self {
-            program,
-            code,
-            _kernels: kernels,
-            file,
-        })
+        Ok(Self { program, code, _kernels: kernels, file })
     }
 
     /// The program.

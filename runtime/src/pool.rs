@@ -75,12 +75,7 @@ impl Shared {
     fn enter(&self, last: u64) -> Option<u64> {
         let mut state = self.state.0.load(Ordering::Acquire);
         while state & OPEN != 0 && state / GENERATION != last {
-            match self.state.0.compare_exchange_weak(
-                state,
-                state + 1,
-                Ordering::Acquire,
-                Ordering::Acquire,
-            ) {
+            match self.state.0.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return Some(state / GENERATION),
                 Err(now) => state = now,
             }
@@ -276,11 +271,7 @@ unsafe impl ParallelFor for ThreadPool {
         let piece = units.div_ceil(self.threads() as u64 * PIECES);
         // SAFETY: only the lifetime changes; `closing` ends the task's use before this function returns.
         let lasting = unsafe { core::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) };
-        self.shared.open(Job {
-            task: lasting,
-            units,
-            piece,
-        });
+        self.shared.open(Job { task: lasting, units, piece });
         self.shared.work(task, units, piece);
         drop(closing);
         if self.shared.panicked.swap(false, Ordering::Relaxed) {
@@ -307,8 +298,6 @@ impl Drop for ThreadPool {
 
 impl core::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("ThreadPool")
-            .field("threads", &self.threads())
-            .finish()
+        f.debug_struct("ThreadPool").field("threads", &self.threads()).finish()
     }
 }

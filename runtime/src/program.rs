@@ -25,9 +25,7 @@ pub struct Machine<'m> {
 
 impl core::fmt::Debug for Machine<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Machine")
-            .field("isa", &self.isa)
-            .finish_non_exhaustive()
+        f.debug_struct("Machine").field("isa", &self.isa).finish_non_exhaustive()
     }
 }
 
@@ -43,11 +41,7 @@ impl<'a> Program<'a> {
     ///
     /// `file` is the whole `.lapis` file at a 64-byte aligned address. `kernels` is room for the kernel table: as
     /// many slots as [`Artifact::kernels`] has records, or more.
-    pub fn load(
-        file: &'a [u8],
-        machine: &Machine<'_>,
-        kernels: &'a mut [Option<KernelFn>],
-    ) -> Result<Self, LoadError> {
+    pub fn load(file: &'a [u8], machine: &Machine<'_>, kernels: &'a mut [Option<KernelFn>]) -> Result<Self, LoadError> {
         let artifact = Artifact::parse(file)?;
         Self::link(artifact, machine, kernels)
     }
@@ -60,27 +54,15 @@ impl<'a> Program<'a> {
     ) -> Result<Self, LoadError> {
         let manifest = artifact.manifest();
         if manifest.abi_version != ABI_VERSION {
-            return Err(LoadError::Abi {
-                wanted: ABI_VERSION,
-                found: manifest.abi_version,
-            });
+            return Err(LoadError::Abi { wanted: ABI_VERSION, found: manifest.abi_version });
         }
         if manifest.isa != machine.isa {
-            return Err(LoadError::Isa {
-                wanted: machine.isa,
-                found: manifest.isa,
-            });
+            return Err(LoadError::Isa { wanted: machine.isa, found: manifest.isa });
         }
         let lacks = |name: &str| !(machine.has_feature)(name);
-        if artifact
-            .features()
-            .iter()
-            .any(|feature| lacks(feature.name))
-        {
+        if artifact.features().iter().any(|feature| lacks(feature.name)) {
             let names = artifact.features().iter().map(|feature| feature.name);
-            return Err(LoadError::MissingFeatures {
-                missing: ShortText::joined(names.filter(|name| lacks(name))),
-            });
+            return Err(LoadError::MissingFeatures { missing: ShortText::joined(names.filter(|name| lacks(name))) });
         }
         check_aligned("weights", artifact.weights().as_ptr())?;
         let wanted = artifact.kernels().len();
@@ -94,10 +76,7 @@ impl<'a> Program<'a> {
         };
         for (index, (slot, kernel)) in kernels.iter_mut().zip(artifact.kernels()).enumerate() {
             let found = (machine.resolve)(kernel.name);
-            *slot = Some(found.ok_or_else(|| LoadError::MissingKernel {
-                index,
-                name: ShortText::new(kernel.name),
-            })?);
+            *slot = Some(found.ok_or_else(|| LoadError::MissingKernel { index, name: ShortText::new(kernel.name) })?);
         }
         let this = Self { artifact, kernels };
         this.check_output()?;
@@ -114,17 +93,12 @@ impl<'a> Program<'a> {
             Head::Embedding => (OUTPUT, Rows::One, manifest.hidden_size),
         };
         let fits = |port: Port<'_>| {
-            (port.name, port.dtype, port.rows) == (name, Dtype::F32, rows)
-                && port.columns == u64::from(columns)
+            (port.name, port.dtype, port.rows) == (name, Dtype::F32, rows) && port.columns == u64::from(columns)
         };
         if self.outputs().any(fits) {
             return Ok(());
         }
-        Err(LoadError::MissingOutput {
-            name,
-            columns,
-            head,
-        })
+        Err(LoadError::MissingOutput { name, columns, head })
     }
 
     /// The artifact.
@@ -144,10 +118,7 @@ impl<'a> Program<'a> {
 
     /// Outputs in the arena.
     pub fn outputs(&self) -> impl Iterator<Item = Port<'a>> + use<'a> {
-        self.artifact
-            .ports()
-            .iter()
-            .filter(|port| port.direction == Direction::Output && port.region == Region::Arena)
+        self.artifact.ports().iter().filter(|port| port.direction == Direction::Output && port.region == Region::Arena)
     }
 }
 
@@ -173,10 +144,6 @@ pub(crate) fn check_aligned(what: &'static str, address: *const u8) -> Result<()
     let wanted = TENSOR_ALIGN as usize;
     match address.addr() % wanted {
         0 => Ok(()),
-        found => Err(LoadError::Unaligned {
-            what,
-            wanted,
-            found,
-        }),
+        found => Err(LoadError::Unaligned { what, wanted, found }),
     }
 }

@@ -15,11 +15,7 @@ pub struct SamplerOptions {
 
 impl Default for SamplerOptions {
     fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-        }
+        Self { temperature: 0.0, top_p: 1.0, seed: 0 }
     }
 }
 
@@ -34,11 +30,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler at the begin of its random numbers.
     pub fn new(options: SamplerOptions) -> Self {
-        Self {
-            options,
-            random: Xoshiro256::new(options.seed),
-            candidates: Vec::new(),
-        }
+        Self { options, random: Xoshiro256::new(options.seed), candidates: Vec::new() }
     }
 
     /// The next token; 0 for no logits. A logit that is not a number is never chosen while there is another.
@@ -56,11 +48,7 @@ impl Sampler {
         self.candidates.clear();
         self.candidates.extend((0..).zip(weights));
         let total: f64 = self.candidates.iter().map(|(_, weight)| weight).sum();
-        let mass = if self.options.top_p < 1.0 {
-            self.keep_nucleus(total)
-        } else {
-            total
-        };
+        let mass = if self.options.top_p < 1.0 { self.keep_nucleus(total) } else { total };
         let mut left = self.random.unit() * mass;
         for (token, weight) in &self.candidates {
             left -= weight;
@@ -69,11 +57,7 @@ impl Sampler {
             }
         }
         // Rounding left a rest.
-        let mut possible = self
-            .candidates
-            .iter()
-            .rev()
-            .filter(|(_, weight)| *weight > 0.0);
+        let mut possible = self.candidates.iter().rev().filter(|(_, weight)| *weight > 0.0);
         possible.next().map_or(best, |(token, _)| *token)
     }
 
@@ -85,8 +69,7 @@ impl Sampler {
         let greatest = self.candidates.iter().map(|(_, w)| *w).fold(0.0, f64::max);
         let floor = floor.min(greatest);
         self.candidates.retain(|(_, weight)| *weight >= floor);
-        self.candidates
-            .sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
+        self.candidates.sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
         let mut mass = 0.0;
         let mut kept = 0;
         for (_, weight) in &self.candidates {
@@ -146,11 +129,7 @@ mod tests {
     use super::*;
 
     fn options(temperature: f32, top_p: f32, seed: u64) -> SamplerOptions {
-        SamplerOptions {
-            temperature,
-            top_p,
-            seed,
-        }
+        SamplerOptions { temperature, top_p, seed }
     }
 
     /// Frequencies of `draws` draws against the probabilities, by chi-squared.
@@ -175,10 +154,7 @@ mod tests {
     }
 
     fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
-        let weights: Vec<f64> = logits
-            .iter()
-            .map(|l| (f64::from(*l) / temperature).exp())
-            .collect();
+        let weights: Vec<f64> = logits.iter().map(|l| (f64::from(*l) / temperature).exp()).collect();
         let total: f64 = weights.iter().sum();
         weights.iter().map(|w| w / total).collect()
     }

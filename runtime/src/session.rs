@@ -12,9 +12,7 @@ use std::{
 use lapidary_format::{Dtype, Head, ManifestFlags, Port, abi::Counter};
 use thiserror::Error;
 
-use crate::{
-    Call, Executor, LoadError, Model, RunError, ShortText, ThreadPool, View, mapping::Pages,
-};
+use crate::{Call, Executor, LoadError, Model, RunError, ShortText, ThreadPool, View, mapping::Pages};
 
 /// Why a session cannot begin.
 #[derive(Debug, Error)]
@@ -104,12 +102,7 @@ impl Session {
             let position = self.position();
             return self.executor.run(Call::Prefill, ids, position, 1);
         }
-        check_whole(
-            ids,
-            self.position(),
-            manifest.vocab_size,
-            manifest.max_tokens,
-        )?;
+        check_whole(ids, self.position(), manifest.vocab_size, manifest.max_tokens)?;
         for chunk in ids.chunks(manifest.max_chunk_tokens as usize) {
             let position = self.position();
             self.executor.run(Call::Prefill, chunk, position, 1)?;
@@ -176,36 +169,21 @@ impl Session {
 
 impl core::fmt::Debug for Session {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Session")
-            .field("executor", &self.executor)
-            .finish_non_exhaustive()
+        f.debug_struct("Session").field("executor", &self.executor).finish_non_exhaustive()
     }
 }
 
 /// What the executor would find in a later chunk.
-fn check_whole(
-    ids: &[u32],
-    position: u64,
-    vocab_size: u32,
-    max_tokens: u32,
-) -> Result<(), RunError> {
+fn check_whole(ids: &[u32], position: u64, vocab_size: u32, max_tokens: u32) -> Result<(), RunError> {
     let tokens = ids.len() as u64;
     if tokens == 0 {
         return Err(RunError::Empty);
     }
     if position.saturating_add(tokens) > u64::from(max_tokens) {
-        return Err(RunError::ContextLength {
-            position,
-            tokens,
-            max_tokens,
-        });
+        return Err(RunError::ContextLength { position, tokens, max_tokens });
     }
     match ids.iter().enumerate().find(|(_, id)| **id >= vocab_size) {
-        Some((index, found)) => Err(RunError::TokenId {
-            index,
-            found: *found,
-            vocab_size,
-        }),
+        Some((index, found)) => Err(RunError::TokenId { index, found: *found, vocab_size }),
         None => Ok(()),
     }
 }
@@ -243,13 +221,9 @@ impl Tensor {
             data: match port.dtype {
                 Dtype::U8 => TensorData::U8(Vec::new()),
                 Dtype::U32 => TensorData::U32(Vec::new()),
-                Dtype::F32
-                | Dtype::F16
-                | Dtype::Bf16
-                | Dtype::I8
-                | Dtype::I4
-                | Dtype::I32
-                | Dtype::I64 => TensorData::F32(Vec::new()),
+                Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::I8 | Dtype::I4 | Dtype::I32 | Dtype::I64 => {
+                    TensorData::F32(Vec::new())
+                }
             },
         }
     }
@@ -272,9 +246,6 @@ impl Tensor {
             TensorData::U8(data) => gather(data, rows, |row| view.row_u8(row)),
             TensorData::U32(data) => gather(data, rows, |row| view.row_u32(row)),
         };
-        gathered.ok_or_else(|| RunError::OutputType {
-            name: ShortText::new(&self.name),
-            dtype: view.dtype(),
-        })
+        gathered.ok_or_else(|| RunError::OutputType { name: ShortText::new(&self.name), dtype: view.dtype() })
     }
 }

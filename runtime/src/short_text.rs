@@ -13,10 +13,7 @@ pub struct ShortText {
 
 impl ShortText {
     /// No text.
-    pub const EMPTY: Self = Self {
-        len: 0,
-        bytes: [0; CAPACITY],
-    };
+    pub const EMPTY: Self = Self { len: 0, bytes: [0; CAPACITY] };
 
     /// `text`, cut when it is too long.
     pub fn new(text: &str) -> Self {

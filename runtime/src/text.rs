@@ -26,9 +26,7 @@ pub enum TextError {
     )]
     NoTokenizer,
     /// The tokenizer cannot be used.
-    #[error(
-        "tokenizer: {doing}, found: {source}\nhint: is tokenizer.json one of Hugging Face tokenizers?"
-    )]
+    #[error("tokenizer: {doing}, found: {source}\nhint: is tokenizer.json one of Hugging Face tokenizers?")]
     Tokenizer {
         /// What was being done.
         doing: &'static str,
@@ -39,9 +37,7 @@ pub enum TextError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// The model does not end in logits.
-    #[error(
-        "model: head, wanted one with logits, found {head}\nhint: `--text` runs models for classes and embeddings"
-    )]
+    #[error("model: head, wanted one with logits, found {head}\nhint: `--text` runs models for classes and embeddings")]
     NoLogits {
         /// Its head.
         head: lapidary_format::Head,
@@ -102,11 +98,7 @@ impl Tokenizer {
 
     /// Begins to decode a stream of tokens.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream {
-            tokenizer: self,
-            ids: Vec::new(),
-            shown: 0,
-        }
+        TextStream { tokenizer: self, ids: Vec::new(), shown: 0 }
     }
 }
 
@@ -220,9 +212,5 @@ pub fn generate(
     if !rest.is_empty() {
         on_text(None, &rest);
     }
-    Ok(Generated {
-        prompt_tokens: ids.len(),
-        tokens,
-        stop,
-    })
+    Ok(Generated { prompt_tokens: ids.len(), tokens, stop })
 }

@@ -16,9 +16,7 @@ pub struct View<'v> {
 impl<'v> View<'v> {
     /// The first `rows` rows of a port.
     pub(crate) fn new(port: &Port<'_>, rows: u64, arena: &'v [u8]) -> Self {
-        let bytes = usize::try_from(port.offset)
-            .ok()
-            .and_then(|begin| arena.get(begin..));
+        let bytes = usize::try_from(port.offset).ok().and_then(|begin| arena.get(begin..));
         Self {
             dtype: port.dtype,
             rows: rows as usize,

@@ -40,9 +40,7 @@ fn flush_instruction_cache(code: &[u8]) {
     #[cfg(target_arch = "aarch64")]
     for address in code.as_ptr_range().start.addr()..code.as_ptr_range().end.addr() {
         // SAFETY: cache maintenance of mapped memory, allowed in user mode on Linux.
-        unsafe {
-            std::arch::asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", "dsb ish", "isb", in(reg) address)
-        };
+        unsafe { std::arch::asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", "dsb ish", "isb", in(reg) address) };
     }
     let _ = code;
 }
@@ -63,8 +61,7 @@ fn with_executor(builder: &ArtifactBuilder, then: impl FnOnce(&mut Executor<'_>)
     let mut arena = AlignedBytes::zeroed(ARENA as usize);
     let mut state = AlignedBytes::zeroed(STATE as usize);
     state.as_mut().fill(0xaa);
-    let mut executor =
-        Executor::new(program, code, arena.as_mut(), state.as_mut(), &SingleThread).unwrap();
+    let mut executor = Executor::new(program, code, arena.as_mut(), state.as_mut(), &SingleThread).unwrap();
     then(&mut executor);
 }
 
@@ -75,10 +72,7 @@ fn code_runs_and_its_outputs_are_seen() {
         assert_eq!(executor.output("echo").unwrap().rows(), 0);
         executor.run(Call::Prefill, &[5, 6, 7], 0, 2).unwrap();
         let echo = executor.output("echo").unwrap();
-        assert_eq!(
-            (echo.rows(), echo.columns(), echo.dtype()),
-            (3, 1, Dtype::U32)
-        );
+        assert_eq!((echo.rows(), echo.columns(), echo.dtype()), (3, 1, Dtype::U32));
         assert_eq!(echo.row_u32(2), Some(&[7][..]));
         assert_eq!(echo.row_u32(3), None);
         assert_eq!(echo.row_f32(0), None);
@@ -104,10 +98,7 @@ fn code_runs_and_its_outputs_are_seen() {
 #[test]
 fn kernels_are_called_through_the_table() {
     let mut b = builder(manifest());
-    b.push(Entry {
-        name: ENTRY_DECODE,
-        offset: decode_with_kernel_offset(),
-    });
+    b.push(Entry { name: ENTRY_DECODE, offset: decode_with_kernel_offset() });
     b.kernel("count");
     with_executor(&b, |executor| {
         let before = KERNEL_CALLS.load(Ordering::Relaxed);
@@ -126,33 +117,17 @@ fn calls_are_checked_before_any_code_runs() {
             assert_eq!(executor.position(), 0);
         };
         refused(Call::Prefill, &[], 0, 1, RunError::Empty);
-        let token = RunError::TokenId {
-            index: 1,
-            found: VOCAB,
-            vocab_size: VOCAB,
-        };
+        let token = RunError::TokenId { index: 1, found: VOCAB, vocab_size: VOCAB };
         refused(Call::Prefill, &[0, VOCAB], 0, 1, token);
-        let chunk = RunError::ChunkLength {
-            wanted: MAX_CHUNK,
-            found: 9,
-        };
+        let chunk = RunError::ChunkLength { wanted: MAX_CHUNK, found: 9 };
         refused(Call::Prefill, &[0; 9], 0, 1, chunk);
-        let position = RunError::Position {
-            wanted: 0,
-            found: 3,
-        };
+        let position = RunError::Position { wanted: 0, found: 3 };
         refused(Call::Prefill, &[0], 3, 1, position);
         let rows = |wanted, found| RunError::OutputRows { wanted, found };
         refused(Call::Prefill, &[0; 2], 0, 3, rows(2, 3));
         refused(Call::Prefill, &[0; 8], 0, 5, rows(4, 5));
         refused(Call::Prefill, &[0; 2], 0, 0, rows(2, 0));
-        refused(
-            Call::Decode,
-            &[0; 2],
-            0,
-            1,
-            RunError::DecodeTokens { found: 2 },
-        );
+        refused(Call::Decode, &[0; 2], 0, 1, RunError::DecodeTokens { found: 2 });
     });
 }
 
@@ -163,18 +138,8 @@ fn a_sequence_ends_at_the_compiled_length() {
             executor.run(Call::Prefill, &[1; 8], position, 1).unwrap();
         }
         let full = executor.run(Call::Decode, &[1], 200, 1).unwrap_err();
-        assert_eq!(
-            full,
-            RunError::ContextLength {
-                position: 200,
-                tokens: 1,
-                max_tokens: 200
-            }
-        );
-        assert!(
-            full.to_string()
-                .contains("wanted at most 200 tokens, found 200 and 1 more")
-        );
+        assert_eq!(full, RunError::ContextLength { position: 200, tokens: 1, max_tokens: 200 });
+        assert!(full.to_string().contains("wanted at most 200 tokens, found 200 and 1 more"));
         let far = executor.run(Call::Decode, &[1], u64::MAX, 1).unwrap_err();
         assert!(matches!(far, RunError::Position { .. }));
         executor.run(Call::Prefill, &[1], 0, 1).unwrap();
@@ -188,32 +153,19 @@ fn a_whole_sequence_model_takes_one_call_and_does_not_decode() {
         let again = executor.run(Call::Prefill, &[1], 2, 1).unwrap_err();
         assert_eq!(again, RunError::WholeSequence { found: 2 });
         let decode = executor.run(Call::Decode, &[1], 2, 1).unwrap_err();
-        assert!(
-            decode
-                .to_string()
-                .contains("scar.policy expert_choice looks across tokens")
-        );
+        assert!(decode.to_string().contains("scar.policy expert_choice looks across tokens"));
     });
 }
 
 #[test]
 fn an_artifact_for_another_machine_says_so() {
     let error = |b: &ArtifactBuilder| load(&bytes(b)).unwrap_err();
-    let other = error(&toy(Manifest {
-        isa: OTHER_ISA,
-        ..manifest()
-    }));
+    let other = error(&toy(Manifest { isa: OTHER_ISA, ..manifest() }));
     let text = format!("wanted {THIS_ISA} (this machine), found {OTHER_ISA}");
     assert!(other.to_string().contains(&text), "{other}");
-    let npu = error(&toy(Manifest {
-        isa: Isa::Npu,
-        ..manifest()
-    }));
+    let npu = error(&toy(Manifest { isa: Isa::Npu, ..manifest() }));
     assert!(npu.to_string().contains("`lapidary simulate`"), "{npu}");
-    let abi = error(&toy(Manifest {
-        abi_version: 99,
-        ..manifest()
-    }));
+    let abi = error(&toy(Manifest { abi_version: 99, ..manifest() }));
     assert!(matches!(abi, LoadError::Abi { found: 99, .. }));
     let mut b = toy(manifest());
     for name in ["present", "absent", "missing"] {
@@ -225,19 +177,9 @@ fn an_artifact_for_another_machine_says_so() {
     b.kernel("count");
     b.kernel("gemm_of_the_future");
     let text = error(&b).to_string();
-    assert!(
-        text.contains("kernel 1, wanted `gemm_of_the_future`"),
-        "{text}"
-    );
-    let text = error(&toy(Manifest {
-        vocab_size: 300,
-        ..manifest()
-    }))
-    .to_string();
-    assert!(
-        text.contains("output `logits`, wanted f32 with 300 columns"),
-        "{text}"
-    );
+    assert!(text.contains("kernel 1, wanted `gemm_of_the_future`"), "{text}");
+    let text = error(&toy(Manifest { vocab_size: 300, ..manifest() })).to_string();
+    assert!(text.contains("output `logits`, wanted f32 with 300 columns"), "{text}");
     let mut short = bytes(&toy(manifest()));
     short.as_mut()[70] ^= 1;
     assert!(matches!(load(&short), Err(LoadError::Format(_))));
@@ -259,36 +201,13 @@ fn memory_that_does_not_fit_is_refused() {
     let len = map.len();
     assert_eq!(try_with(len, arena.as_mut(), state.as_mut()), Ok(()));
     let small = try_with(len, &mut arena.as_mut()[..100], state.as_mut());
-    assert!(matches!(
-        small,
-        Err(LoadError::TooSmall {
-            what: "arena",
-            wanted: ARENA,
-            found: 100
-        })
-    ));
+    assert!(matches!(small, Err(LoadError::TooSmall { what: "arena", wanted: ARENA, found: 100 })));
     let shifted = try_with(len, &mut arena.as_mut()[4..], state.as_mut());
-    assert!(matches!(
-        shifted,
-        Err(LoadError::Unaligned {
-            what: "arena",
-            found: 4,
-            ..
-        })
-    ));
+    assert!(matches!(shifted, Err(LoadError::Unaligned { what: "arena", found: 4, .. })));
     let no_state = try_with(len, arena.as_mut(), &mut []);
-    assert!(matches!(
-        no_state,
-        Err(LoadError::TooSmall { what: "state", .. })
-    ));
+    assert!(matches!(no_state, Err(LoadError::TooSmall { what: "state", .. })));
     let no_code = try_with(len - 1, arena.as_mut(), state.as_mut());
-    assert!(matches!(
-        no_code,
-        Err(LoadError::TooSmall {
-            what: "executable code",
-            ..
-        })
-    ));
+    assert!(matches!(no_code, Err(LoadError::TooSmall { what: "executable code", .. })));
 }
 
 #[test]
@@ -297,23 +216,9 @@ fn the_kernel_table_must_have_room() {
     b.kernel("count");
     let bytes = bytes(&b);
     let error = Program::load(bytes.as_ref(), &machine(), &mut []).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::TooSmall {
-            what: "kernel table",
-            wanted: 8,
-            found: 0
-        }
-    ));
+    assert!(matches!(error, LoadError::TooSmall { what: "kernel table", wanted: 8, found: 0 }));
     let mut shifted = AlignedBytes::zeroed(bytes.as_ref().len() + 4);
     shifted.as_mut()[4..].copy_from_slice(bytes.as_ref());
     let error = Program::load(&shifted.as_ref()[4..], &machine(), &mut [None]).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::Unaligned {
-            what: "weights",
-            found: 4,
-            ..
-        }
-    ));
+    assert!(matches!(error, LoadError::Unaligned { what: "weights", found: 4, .. }));
 }

@@ -68,14 +68,8 @@ fn results_of_workers_are_seen_by_the_caller() {
     }
     for round in 1..=500 {
         let cells = Cells(data.as_mut_ptr());
-        pool.run(1000, &|begin, end| {
-            (begin..end).for_each(|index| cells.add(index))
-        });
-        assert!(
-            data.iter()
-                .zip(0..)
-                .all(|(value, index)| *value == index * round)
-        );
+        pool.run(1000, &|begin, end| (begin..end).for_each(|index| cells.add(index)));
+        assert!(data.iter().zip(0..).all(|(value, index)| *value == index * round));
     }
 }
 
@@ -114,9 +108,7 @@ fn a_panic_reaches_the_caller_and_the_pool_survives() {
     let pool = ThreadPool::new(4).unwrap();
     for bad in [0, 17, 63] {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.run(64, &|begin, end| {
-                assert!(!(begin..end).contains(&bad), "on purpose")
-            });
+            pool.run(64, &|begin, end| assert!(!(begin..end).contains(&bad), "on purpose"));
         }));
         assert!(result.is_err());
         check(&pool, 100);
@@ -145,9 +137,5 @@ fn more_threads_than_cores_do_not_collapse() {
         check(&pool, 64);
     }
     // A pool that waits for threads without a core needs a scheduler's slice, milliseconds, per range.
-    assert!(
-        begin.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
 }

@@ -78,26 +78,11 @@ fn a_whole_sequence_is_one_call() {
     let folder = tempfile::tempdir().unwrap();
     let mut s = session(folder.path(), &toy(whole_sequence()), 2);
     s.prefill(&[1; 8]).unwrap();
-    assert_eq!(
-        s.prefill(&[1]).unwrap_err(),
-        RunError::WholeSequence { found: 8 }
-    );
+    assert_eq!(s.prefill(&[1]).unwrap_err(), RunError::WholeSequence { found: 8 });
     let tensors = s.forward_all(&[1, 2, 3, 4]).unwrap();
     assert_eq!(tensor(&tensors, "logits").rows, 4);
-    assert!(matches!(
-        s.forward_all(&[1; 9]),
-        Err(RunError::ChunkLength {
-            wanted: 8,
-            found: 9
-        })
-    ));
-    assert!(matches!(
-        s.forward_all(&[1; 5]),
-        Err(RunError::OutputRows {
-            wanted: 4,
-            found: 5
-        })
-    ));
+    assert!(matches!(s.forward_all(&[1; 9]), Err(RunError::ChunkLength { wanted: 8, found: 9 })));
+    assert!(matches!(s.forward_all(&[1; 5]), Err(RunError::OutputRows { wanted: 4, found: 5 })));
     assert!(matches!(s.decode(1), Err(RunError::CannotDecode { .. })));
 }
 
@@ -108,18 +93,8 @@ fn a_refused_prompt_leaves_the_sequence_as_it_was() {
     s.prefill(&[1, 2, 3]).unwrap();
     let mut late = vec![0; 50];
     late.push(VOCAB);
-    assert!(matches!(
-        s.prefill(&late),
-        Err(RunError::TokenId { index: 50, .. })
-    ));
-    assert!(matches!(
-        s.prefill(&[0; 198]),
-        Err(RunError::ContextLength {
-            position: 3,
-            tokens: 198,
-            ..
-        })
-    ));
+    assert!(matches!(s.prefill(&late), Err(RunError::TokenId { index: 50, .. })));
+    assert!(matches!(s.prefill(&[0; 198]), Err(RunError::ContextLength { position: 3, tokens: 198, .. })));
     assert_eq!(s.prefill(&[]), Err(RunError::Empty));
     assert_eq!(s.forward_all(&[]), Err(RunError::Empty));
     assert_eq!(s.position(), 3);
@@ -167,10 +142,7 @@ fn an_artifact_inside_a_larger_file_runs() {
     s.prefill(&[4]).unwrap();
     assert_eq!(greedy(s.logits().unwrap()), 5);
     let past_end = ArtifactFile::open_range(&path, 65536..1 << 40).unwrap_err();
-    assert!(
-        past_end.to_string().contains("65536..1099511627776"),
-        "{past_end}"
-    );
+    assert!(past_end.to_string().contains("65536..1099511627776"), "{past_end}");
 }
 
 #[test]
@@ -178,37 +150,16 @@ fn files_that_cannot_be_opened_say_why() {
     let folder = tempfile::tempdir().unwrap();
     let error = |path: &Path| Model::open(path).unwrap_err().to_string();
     let text = error(&folder.path().join("absent.lapis"));
-    assert!(
-        text.contains("absent.lapis: open it, wanted a readable file, found: No such file"),
-        "{text}"
-    );
+    assert!(text.contains("absent.lapis: open it, wanted a readable file, found: No such file"), "{text}");
     let path = folder.path().join("empty.lapis");
     fs::write(&path, b"").unwrap();
-    assert!(
-        error(&path).contains("empty.lapis: header, byte 0x0: ends early"),
-        "{}",
-        error(&path)
-    );
+    assert!(error(&path).contains("empty.lapis: header, byte 0x0: ends early"), "{}", error(&path));
     fs::write(&path, b"GGUF, not a lapis file").unwrap();
-    assert!(
-        error(&path).contains("found \"GGUF, no\""),
-        "{}",
-        error(&path)
-    );
-    let other = Manifest {
-        isa: OTHER_ISA,
-        ..manifest()
-    };
+    assert!(error(&path).contains("found \"GGUF, no\""), "{}", error(&path));
+    let other = Manifest { isa: OTHER_ISA, ..manifest() };
     let path = file(folder.path(), &toy(other));
-    assert!(
-        error(&path).contains("toy.lapis: manifest: instruction set, wanted"),
-        "{}",
-        error(&path)
-    );
-    assert_eq!(
-        ArtifactFile::open(&path).unwrap().artifact().manifest().isa,
-        OTHER_ISA
-    );
+    assert!(error(&path).contains("toy.lapis: manifest: instruction set, wanted"), "{}", error(&path));
+    assert_eq!(ArtifactFile::open(&path).unwrap().artifact().manifest().isa, OTHER_ISA);
     assert!(!error(folder.path()).is_empty());
 }
 
@@ -219,9 +170,8 @@ fn this_machine_has_its_baseline_and_resolves_kernels() {
         assert!(host.has_feature("neon"));
     }
     assert!(!host.has_feature("no such feature"));
-    let here = |row: &&lapidary_kernels::KernelRow| {
-        row.function().is_some() && host.features().contains(row.required())
-    };
+    let here =
+        |row: &&lapidary_kernels::KernelRow| row.function().is_some() && host.features().contains(row.required());
     let row = lapidary_kernels::kernels().iter().find(here).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut b = toy(manifest());

@@ -32,10 +32,7 @@ fn streamed_text_comes_in_whole_characters() {
     let mut streamed = String::new();
     for id in t.encode(text).unwrap() {
         let piece = stream.push(id).unwrap();
-        assert!(
-            piece.chars().count() <= 2 && text.contains(&piece),
-            "{piece:?}"
-        );
+        assert!(piece.chars().count() <= 2 && text.contains(&piece), "{piece:?}");
         streamed += &piece;
     }
     streamed += &stream.finish().unwrap();
@@ -75,18 +72,10 @@ fn run(manifest: Manifest<'_>) -> Run {
 }
 
 impl Run {
-    fn generate(
-        &mut self,
-        prompt: &str,
-        max_new: usize,
-        stop_at_end: bool,
-    ) -> Result<(Generated, String), TextError> {
+    fn generate(&mut self, prompt: &str, max_new: usize, stop_at_end: bool) -> Result<(Generated, String), TextError> {
         let mut text = String::new();
         let mut tokens = Vec::new();
-        let options = GenerateOptions {
-            max_new,
-            stop_at_end,
-        };
+        let options = GenerateOptions { max_new, stop_at_end };
         let mut on_text = |token: Option<u32>, piece: &str| {
             tokens.extend(token);
             text += piece;
@@ -111,10 +100,7 @@ fn generation_streams_and_stops() {
     assert_eq!((text.as_str(), generated.stop), ("bcdef", Stop::MaxNew));
     assert_eq!(generated.prompt_tokens, 5);
     let (generated, _) = run.generate("~", 1000, true).unwrap();
-    assert_eq!(
-        (generated.tokens.len(), generated.stop),
-        (129, Stop::EndOfText)
-    );
+    assert_eq!((generated.tokens.len(), generated.stop), (129, Stop::EndOfText));
     let (generated, _) = run.generate("~", 1000, false).unwrap();
     assert_eq!(generated.stop, Stop::ContextLength);
     // The last token is drawn from the logits of the last position, and does not need one.
@@ -125,10 +111,7 @@ fn generation_streams_and_stops() {
 
 #[test]
 fn the_manifest_may_name_the_end() {
-    let mut run = run(Manifest {
-        end_token: u32::from(b'd'),
-        ..manifest()
-    });
+    let mut run = run(Manifest { end_token: u32::from(b'd'), ..manifest() });
     let (generated, text) = run.generate("a", 100, true).unwrap();
     assert_eq!((text.as_str(), generated.stop), ("bc", Stop::EndOfText));
 }
@@ -137,18 +120,12 @@ fn the_manifest_may_name_the_end() {
 fn what_cannot_generate_says_why() {
     let mut whole = run(whole_sequence());
     let error = whole.generate("a", 1, true).unwrap_err().to_string();
-    assert!(
-        error.contains("expert_choice looks across tokens"),
-        "{error}"
-    );
+    assert!(error.contains("expert_choice looks across tokens"), "{error}");
     let mut run = run(manifest());
     let error = run.generate("", 1, true).unwrap_err().to_string();
     assert!(error.contains("wanted at least 1, found 0"), "{error}");
     let bytes = bytes(&toy(manifest()));
     let artifact = Artifact::parse(bytes.as_ref()).unwrap();
     let error = Tokenizer::of(&artifact).unwrap_err().to_string();
-    assert!(
-        error.contains("artifact: tokenizer, wanted one, found none"),
-        "{error}"
-    );
+    assert!(error.contains("artifact: tokenizer, wanted one, found none"), "{error}");
 }

@@ -228,7 +228,15 @@ fn print_text(cases: &[Case]) {
         ]
     });
     let header = [
-        "artifact", "test", ">tokens", ">threads", ">tokens/s", ">min ms", ">median ms", ">p99 ms", ">bytes/token",
+        "artifact",
+        "test",
+        ">tokens",
+        ">threads",
+        ">tokens/s",
+        ">min ms",
+        ">median ms",
+        ">p99 ms",
+        ">bytes/token",
         ">× limit",
     ];
     println!("{}", table(&header, rows));

@@ -16,7 +16,8 @@ use crate::ui::{Ui, bytes, table};
 /// The bundled model.
 const MODEL: &str = "tests/models/gem-mini";
 /// Prompts that belong to different domains.
-const PROMPTS: &[&str] = &["The patient should", "The Board of Governors of the Federal Reserve", "La fonction renvoie"];
+const PROMPTS: &[&str] =
+    &["The patient should", "The Board of Governors of the Federal Reserve", "La fonction renvoie"];
 
 /// One token and where it went.
 struct Visit {
@@ -80,7 +81,9 @@ fn bundled_model() -> anyhow::Result<PathBuf> {
     let places = [Path::new(MODEL), Path::new(built)];
     match places.into_iter().find(|p| p.join("config.json").is_file()) {
         Some(folder) => Ok(folder.to_path_buf()),
-        None => bail!("demo: wanted the bundled model in {MODEL}, found none\nhint: run it from a clone of the project"),
+        None => {
+            bail!("demo: wanted the bundled model in {MODEL}, found none\nhint: run it from a clone of the project")
+        }
     }
 }
 

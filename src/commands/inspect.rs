@@ -47,7 +47,9 @@ fn print_text(artifact: &Artifact<'_>, checked: bool) {
         "shape         vocabulary {}, hidden {}, layers {}, clusters {}, domains {}",
         m.vocab_size, m.hidden_size, m.num_layers, m.num_clusters, m.num_domains
     );
-    let chunk = if m.flags.contains(ManifestFlags::WHOLE_SEQUENCE) { "whole sequences".into() } else {
+    let chunk = if m.flags.contains(ManifestFlags::WHOLE_SEQUENCE) {
+        "whole sequences".into()
+    } else {
         format!("prefill in chunks of {}", m.max_chunk_tokens)
     };
     println!("context       {} tokens, {chunk}", m.max_tokens);
@@ -65,21 +67,26 @@ fn print_text(artifact: &Artifact<'_>, checked: bool) {
         bytes(m.bytes_touched_per_token),
         count(m.macs_per_token)
     );
-    println!("kernels       {}", artifact.kernels().iter().map(|k| k.name).collect::<Vec<_>>().join("\n              "));
+    println!(
+        "kernels       {}",
+        artifact.kernels().iter().map(|k| k.name).collect::<Vec<_>>().join("\n              ")
+    );
     println!();
     let rows = artifact.sections().map(|s| {
         let kind = s.kind.map_or_else(|| format!("kind {}", s.kind_code), |k| k.name().to_string());
         vec![kind, s.offset.to_string(), s.bytes.to_string(), format!("{:08x}", s.crc32)]
     });
     println!("{}\n", table(&["section", ">offset", ">bytes", ">crc32"], rows));
-    let rows = artifact.components().iter().map(|c| {
-        vec![c.name.into(), c.quantization.into(), count(c.parameters), bytes(c.bytes)]
-    });
+    let rows = artifact
+        .components()
+        .iter()
+        .map(|c| vec![c.name.into(), c.quantization.into(), count(c.parameters), bytes(c.bytes)]);
     println!("{}\n", table(&["component", "stored as", ">parameters", ">size"], rows));
     println!("{}", modules(artifact));
-    let rows = artifact.ports().iter().map(|p| {
-        vec![p.direction.to_string(), p.name.into(), format!("{} [{}, {}]", p.dtype, p.rows, p.columns)]
-    });
+    let rows = artifact
+        .ports()
+        .iter()
+        .map(|p| vec![p.direction.to_string(), p.name.into(), format!("{} [{}, {}]", p.dtype, p.rows, p.columns)]);
     println!("{}", table(&["", "tensor", "type"], rows));
     if checked {
         println!("\nall checksums and bounds hold");

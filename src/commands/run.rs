@@ -99,7 +99,9 @@ fn pool_text(session: &mut Session, text: &str) -> anyhow::Result<()> {
     let model = session.model().clone();
     let manifest: Manifest<'_> = *model.manifest();
     if manifest.head == Head::CausalLm {
-        bail!(Unsupported("--text: wanted a model that classifies or embeds, found one that generates\nhint: use --prompt".into()));
+        bail!(Unsupported(
+            "--text: wanted a model that classifies or embeds, found one that generates\nhint: use --prompt".into()
+        ));
     }
     let ids = Tokenizer::of(model.artifact())?.encode(text)?;
     let outputs = engine::outputs(session, &ids)?;
@@ -128,7 +130,9 @@ fn plain_tensors(session: &mut Session, input: &str, output: &Path) -> anyhow::R
     let ids = ids
         .iter()
         .enumerate()
-        .map(|(i, id)| u32::try_from(*id).with_context(|| format!("{file}: element {i}: wanted a token id, found {id}")))
+        .map(|(i, id)| {
+            u32::try_from(*id).with_context(|| format!("{file}: element {i}: wanted a token id, found {id}"))
+        })
         .collect::<anyhow::Result<Vec<u32>>>()?;
     let tensors = session.forward_all(&ids)?;
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

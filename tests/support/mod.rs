@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the command, targets that can run here, and the emulator.
 
+#![allow(dead_code, reason = "each suite uses its part")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -99,7 +101,16 @@ fn emulator() -> &'static Result<PathBuf, String> {
         }
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let built = run(Command::new(cargo)
-            .args(["build", "--no-default-features", "--message-format", "json", "--target", triple, "--bin", "lapidary"])
+            .args([
+                "build",
+                "--no-default-features",
+                "--message-format",
+                "json",
+                "--target",
+                triple,
+                "--bin",
+                "lapidary",
+            ])
             .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
             .current_dir(root()))?;
         let executable = built.lines().rev().find_map(|line| {

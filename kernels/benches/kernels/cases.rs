@@ -36,23 +36,12 @@ fn indices(n: usize, below: usize) -> &'static [u32] {
 }
 
 /// Calls a kernel with a block that lives as long as the closure.
-fn work<A: 'static>(
-    function: KernelFn,
-    shape: String,
-    flops: usize,
-    bytes: usize,
-    args: A,
-) -> Work {
+fn work<A: 'static>(function: KernelFn, shape: String, flops: usize, bytes: usize, args: A) -> Work {
     let run = Box::new(move || {
         // SAFETY: the function was resolved for this machine, and `of` builds valid arguments of leaked buffers.
         unsafe { function(from_ref(&args).cast()) }
     });
-    Work {
-        shape,
-        flops: flops as f64,
-        bytes: bytes as f64,
-        run,
-    }
+    Work { shape, flops: flops as f64, bytes: bytes as f64, run }
 }
 
 fn product(row: &KernelRow, function: KernelFn, m: usize, n: usize, k: usize) -> Work {
@@ -79,13 +68,7 @@ fn product(row: &KernelRow, function: KernelFn, m: usize, n: usize, k: usize) ->
         row_scale: null(),
         accumulate: 0,
     };
-    work(
-        function,
-        format!("m={m} k={k} n={n}"),
-        2 * matrices * m * n * k,
-        bytes + 4 * m * (n + k),
-        args,
-    )
+    work(function, format!("m={m} k={k} n={n}"), 2 * matrices * m * n * k, bytes + 4 * m * (n + k), args)
 }
 
 fn attend(row: &KernelRow, function: KernelFn, rows: usize, first_position: usize) -> Work {
@@ -124,13 +107,7 @@ fn attend(row: &KernelRow, function: KernelFn, rows: usize, first_position: usiz
         keys_read: null(),
     };
     let shape = format!("rows={rows} at {first_position}, {HEADS} heads of {HEAD}");
-    work(
-        function,
-        shape,
-        4 * keys * HEADS * HEAD,
-        8 * positions * HEAD,
-        args,
-    )
+    work(function, shape, 4 * keys * HEADS * HEAD, 8 * positions * HEAD, args)
 }
 
 /// Element-wise or row-wise, `flops` per element as usually counted.
@@ -143,13 +120,7 @@ fn unary(function: KernelFn, flops: usize) -> Work {
         rows: ROWS as u64,
         n: D as u64,
     };
-    work(
-        function,
-        format!("rows={ROWS} n={D}"),
-        flops * ROWS * D,
-        8 * ROWS * D,
-        args,
-    )
+    work(function, format!("rows={ROWS} n={D}"), flops * ROWS * D, 8 * ROWS * D, args)
 }
 
 fn select(function: KernelFn) -> Work {
@@ -167,13 +138,7 @@ fn select(function: KernelFn) -> Work {
         norm_gates: 1,
         scratch: vec![0u32; ROWS].leak().as_mut_ptr(),
     };
-    work(
-        function,
-        format!("rows={ROWS} C={CLUSTERS} k=4"),
-        0,
-        9 * ROWS * CLUSTERS,
-        args,
-    )
+    work(function, format!("rows={ROWS} C={CLUSTERS} k=4"), 0, 9 * ROWS * CLUSTERS, args)
 }
 
 fn indexed(function: KernelFn, flops: usize, accesses: usize) -> Work {
@@ -187,21 +152,11 @@ fn indexed(function: KernelFn, flops: usize, accesses: usize) -> Work {
         rows: ROWS as u64,
         n: D as u64,
     };
-    work(
-        function,
-        format!("rows={ROWS} n={D}"),
-        flops * ROWS * D,
-        4 * accesses * ROWS * D,
-        args,
-    )
+    work(function, format!("rows={ROWS} n={D}"), flops * ROWS * D, 4 * accesses * ROWS * D, args)
 }
 
 fn mask() -> *const u8 {
-    (0..ROWS * CLUSTERS)
-        .map(|i| u8::from(i % 16 == 0))
-        .collect::<Vec<_>>()
-        .leak()
-        .as_ptr()
+    (0..ROWS * CLUSTERS).map(|i| u8::from(i % 16 == 0)).collect::<Vec<_>>().leak().as_ptr()
 }
 
 fn embed(row: &KernelRow, function: KernelFn) -> Work {
@@ -216,32 +171,26 @@ fn embed(row: &KernelRow, function: KernelFn) -> Work {
         n: D as u64,
         nr: 32,
     };
-    work(
-        function,
-        format!("rows={ROWS} n={D}"),
-        0,
-        (4 + bytes) * ROWS * D,
-        args,
-    )
+    work(function, format!("rows={ROWS} n={D}"), 0, (4 + bytes) * ROWS * D, args)
 }
 
 /// The measurements of a row.
 pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
     let one = match row.op {
-        KernelOp::Gemm | KernelOp::GemmSwiglu => {
+        KernelOp::Gemm => {
             return [(ROWS, 2048, D), (16, 2048, D), (ROWS, D, 2048)]
                 .map(|(m, n, k)| product(row, function, m, n, k))
                 .into();
         }
+        // Half the columns of each of the two matrices: as much work as a GEMM.
+        KernelOp::GemmSwiglu => {
+            return [(ROWS, 1024, D), (16, 1024, D)].map(|(m, n, k)| product(row, function, m, n, k)).into();
+        }
         KernelOp::Gemv | KernelOp::GemvSwiglu => {
-            return [2048, GEMV_OUTPUTS]
-                .map(|n| product(row, function, 1, n, D))
-                .into();
+            return [2048, GEMV_OUTPUTS].map(|n| product(row, function, 1, n, D)).into();
         }
         KernelOp::AttendRange | KernelOp::AttendClustered => {
-            return [(1, 1023), (ROWS, 0), (ROWS, 896)]
-                .map(|(rows, first)| attend(row, function, rows, first))
-                .into();
+            return [(1, 1023), (ROWS, 0), (ROWS, 896)].map(|(rows, first)| attend(row, function, rows, first)).into();
         }
         KernelOp::RmsNorm => {
             let args = RmsNormArgs {
@@ -254,13 +203,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 n: D as u64,
                 eps: F32Arg::new(1e-5),
             };
-            work(
-                function,
-                format!("rows={ROWS} n={D}"),
-                4 * ROWS * D,
-                8 * ROWS * D,
-                args,
-            )
+            work(function, format!("rows={ROWS} n={D}"), 4 * ROWS * D, 8 * ROWS * D, args)
         }
         KernelOp::Softmax => unary(function, 4),
         KernelOp::Silu => unary(function, 4),
@@ -277,13 +220,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 rows: ROWS as u64,
                 n: D as u64,
             };
-            work(
-                function,
-                format!("rows={ROWS} n={D}"),
-                5 * ROWS * D,
-                12 * ROWS * D,
-                args,
-            )
+            work(function, format!("rows={ROWS} n={D}"), 5 * ROWS * D, 12 * ROWS * D, args)
         }
         KernelOp::Rope => {
             let args = RopeArgs {
@@ -299,13 +236,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 first_position: 0,
                 cos_sin: floats(ROWS * HEAD).as_ptr(),
             };
-            work(
-                function,
-                format!("rows={ROWS} heads={} of {HEAD}", D / HEAD),
-                3 * ROWS * D,
-                8 * ROWS * D,
-                args,
-            )
+            work(function, format!("rows={ROWS} heads={} of {HEAD}", D / HEAD), 3 * ROWS * D, 8 * ROWS * D, args)
         }
         KernelOp::CopyRows => {
             let args = CopyRowsArgs {
@@ -319,13 +250,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 heads: (D / HEAD) as u64,
                 n: HEAD as u64,
             };
-            work(
-                function,
-                format!("rows={ROWS} heads={} of {HEAD}", D / HEAD),
-                0,
-                8 * ROWS * D,
-                args,
-            )
+            work(function, format!("rows={ROWS} heads={} of {HEAD}", D / HEAD), 0, 8 * ROWS * D, args)
         }
         KernelOp::ClusterAppend => {
             let args = ClusterAppendArgs {
@@ -336,13 +261,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 previous: vec![0i32; ROWS].leak().as_mut_ptr(),
                 last: vec![0i32; CLUSTERS].leak().as_mut_ptr(),
             };
-            work(
-                function,
-                format!("rows={ROWS} C={CLUSTERS}"),
-                0,
-                8 * ROWS,
-                args,
-            )
+            work(function, format!("rows={ROWS} C={CLUSTERS}"), 0, 8 * ROWS, args)
         }
         KernelOp::RouteScores => {
             let args = RouteScoresArgs {
@@ -359,13 +278,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 lambda: F32Arg::new(1.0),
             };
             let flops = 2 * ROWS * CLUSTERS * HEAD;
-            work(
-                function,
-                format!("rows={ROWS} C={CLUSTERS} d_s={HEAD}"),
-                flops,
-                4 * ROWS * (CLUSTERS + HEAD),
-                args,
-            )
+            work(function, format!("rows={ROWS} C={CLUSTERS} d_s={HEAD}"), flops, 4 * ROWS * (CLUSTERS + HEAD), args)
         }
         KernelOp::RouteCluster => {
             let args = RouteClusterArgs {
@@ -374,13 +287,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 num_clusters: CLUSTERS as u64,
                 cluster: vec![0u32; ROWS].leak().as_mut_ptr(),
             };
-            work(
-                function,
-                format!("rows={ROWS} C={CLUSTERS}"),
-                0,
-                4 * ROWS * CLUSTERS,
-                args,
-            )
+            work(function, format!("rows={ROWS} C={CLUSTERS}"), 0, 4 * ROWS * CLUSTERS, args)
         }
         KernelOp::SelectTopK
         | KernelOp::SelectTopP
@@ -398,13 +305,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 token_gates: floats(ROWS * CLUSTERS).as_mut_ptr(),
                 rows_routed: null(),
             };
-            work(
-                function,
-                format!("rows={ROWS} E={CLUSTERS}"),
-                0,
-                ROWS * CLUSTERS,
-                args,
-            )
+            work(function, format!("rows={ROWS} E={CLUSTERS}"), 0, ROWS * CLUSTERS, args)
         }
         KernelOp::RouteMemory => {
             let args = RouteMemoryArgs {
@@ -418,13 +319,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 dim: HEAD as u64,
             };
             let flops = 2 * ROWS * CLUSTERS / 16 * HEAD;
-            work(
-                function,
-                format!("rows={ROWS} C={CLUSTERS} d_s={HEAD}"),
-                flops,
-                4 * ROWS * HEAD,
-                args,
-            )
+            work(function, format!("rows={ROWS} C={CLUSTERS} d_s={HEAD}"), flops, 4 * ROWS * HEAD, args)
         }
         KernelOp::GatherRows => indexed(function, 0, 2),
         KernelOp::ScatterAdd => indexed(function, 2, 3),
@@ -437,13 +332,7 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
                 rows: ROWS as u64,
                 n: D as u64,
             };
-            work(
-                function,
-                format!("rows={ROWS} n={D}"),
-                ROWS * D,
-                4 * ROWS * D,
-                args,
-            )
+            work(function, format!("rows={ROWS} n={D}"), ROWS * D, 4 * ROWS * D, args)
         }
     };
     vec![one]

@@ -36,22 +36,8 @@ macro_rules! peak {
 mod vectors {
     use super::{STEPS, SUMS};
     use std::arch::x86_64::*;
-    peak!(
-        avx2,
-        "avx,avx2,fma",
-        __m256,
-        _mm256_set1_ps,
-        _mm256_fmadd_ps,
-        _mm256_storeu_ps
-    );
-    peak!(
-        avx512,
-        "avx512f",
-        __m512,
-        _mm512_set1_ps,
-        _mm512_fmadd_ps,
-        _mm512_storeu_ps
-    );
+    peak!(avx2, "avx,avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
+    peak!(avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
 
     /// Sums a buffer, a cache line at a time.
     #[target_feature(enable = "avx2")]
@@ -74,14 +60,7 @@ mod vectors {
 mod vectors {
     use super::{STEPS, SUMS};
     use std::arch::aarch64::*;
-    peak!(
-        neon,
-        "neon",
-        float32x4_t,
-        |x| vdupq_n_f32(x),
-        |a, b, c| vfmaq_f32(c, a, b),
-        vst1q_f32
-    );
+    peak!(neon, "neon", float32x4_t, |x| vdupq_n_f32(x), |a, b, c| vfmaq_f32(c, a, b), vst1q_f32);
 
     pub fn run_neon() -> f32 {
         // SAFETY: AArch64 Linux has NEON.

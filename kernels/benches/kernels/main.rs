@@ -24,10 +24,7 @@ pub struct Work {
 
 /// CPU seconds that this thread has used: other programs on the machine take time, but do not count.
 fn thread_seconds() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid place for the answer.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
@@ -63,19 +60,12 @@ fn here() -> FeatureSet {
 }
 
 fn main() {
-    let filters: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"))
-        .collect();
+    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let features = here();
     let memory = limits::memory_bytes_per_second();
     println!("memory: {:.1} GB/s read", memory / 1e9);
     let peak = |isa: Isa| {
-        if features.contains(isa.required()) {
-            limits::flops_per_second(isa)
-        } else {
-            0.0
-        }
+        if features.contains(isa.required()) { limits::flops_per_second(isa) } else { 0.0 }
     };
     let peaks: Vec<(Isa, f64)> = Isa::ALL.iter().map(|&isa| (isa, peak(isa))).collect();
     for (isa, flops) in &peaks {
@@ -87,11 +77,7 @@ fn main() {
     );
     let (mut run, mut skipped) = (0, Vec::new());
     for row in kernels() {
-        if !filters.is_empty()
-            && !filters
-                .iter()
-                .any(|filter| row.name.contains(filter.as_str()))
-        {
+        if !filters.is_empty() && !filters.iter().any(|filter| row.name.contains(filter.as_str())) {
             continue;
         }
         let Some(function) = resolve_for(row.name, &features) else {
@@ -99,12 +85,8 @@ fn main() {
             continue;
         };
         run += 1;
-        let picked =
-            select(row.op, &features, row.weight).is_some_and(|best| best.name == row.name);
-        let peak = peaks
-            .iter()
-            .find(|(isa, _)| *isa == row.isa)
-            .map_or(0.0, |(_, flops)| *flops);
+        let picked = select(row.op, &features, row.weight).is_some_and(|best| best.name == row.name);
+        let peak = peaks.iter().find(|(isa, _)| *isa == row.isa).map_or(0.0, |(_, flops)| *flops);
         for mut work in cases::of(row, function) {
             let seconds = seconds(&mut work.run);
             let (flops, bytes) = (work.flops / seconds, work.bytes / seconds);
@@ -121,9 +103,5 @@ fn main() {
             );
         }
     }
-    println!(
-        "{run} kernels measured; {} not for this machine: {}",
-        skipped.len(),
-        skipped.join(" ")
-    );
+    println!("{run} kernels measured; {} not for this machine: {}", skipped.len(), skipped.join(" "));
 }

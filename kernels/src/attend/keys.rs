@@ -29,24 +29,9 @@ impl Keys {
     /// Keys of `attend_range`.
     #[inline(always)]
     pub(super) fn in_range(args: &AttendArgs, position: usize) -> Self {
-        let end = if args.causal != 0 {
-            position + 1
-        } else {
-            args.num_keys as usize
-        };
-        let begin = if args.window > 0 {
-            (position + 1).saturating_sub(args.window as usize)
-        } else {
-            0
-        };
-        Self {
-            sinks: 0..0,
-            window: begin..end,
-            between: 0..0,
-            previous: args.previous,
-            next: -1,
-            left: 0,
-        }
+        let end = if args.causal != 0 { position + 1 } else { args.num_keys as usize };
+        let begin = if args.window > 0 { (position + 1).saturating_sub(args.window as usize) } else { 0 };
+        Self { sinks: 0..0, window: begin..end, between: 0..0, previous: args.previous, next: -1, left: 0 }
     }
 
     /// Keys of `attend_clustered`.

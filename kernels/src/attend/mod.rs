@@ -47,10 +47,7 @@ impl Queries<'_> {
     /// Elements from the first query or result to that of `query`, in rows of `ld` elements.
     #[inline(always)]
     fn offset(&self, query: usize, ld: u64) -> usize {
-        let (row, head) = (
-            self.first_row + query / self.heads,
-            self.first_head + query % self.heads,
-        );
+        let (row, head) = (self.first_row + query / self.heads, self.first_head + query % self.heads);
         row * ld as usize + head * self.args.head_dim as usize
     }
 
@@ -135,14 +132,9 @@ unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
                 rows: (QUERIES / heads).min(rows - first_row),
                 first_head,
                 heads,
-                state: [State {
-                    max: f32::NEG_INFINITY,
-                    sum: 0.0,
-                    started: false,
-                }; QUERIES],
+                state: [State { max: f32::NEG_INFINITY, sum: 0.0, started: false }; QUERIES],
             };
-            let together =
-                queries.rows * heads >= FEW_QUERIES && args.head_dim as usize <= tile::MOST_DIM;
+            let together = queries.rows * heads >= FEW_QUERIES && args.head_dim as usize <= tile::MOST_DIM;
             let mut read = 0;
             // SAFETY: the tile's rows and heads exist, and so do its keys.
             unsafe {
@@ -158,10 +150,7 @@ unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
                         |position| keys(args, position).window,
                     );
                 }
-                let mut block = Block {
-                    position: [0; BLOCK_KEYS],
-                    len: 0,
-                };
+                let mut block = Block { position: [0; BLOCK_KEYS], len: 0 };
                 for row in 0..queries.rows {
                     let mut keys = keys(args, queries.position(row));
                     if together {
@@ -194,10 +183,7 @@ unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
 /// # Safety
 /// `args` is valid as [`AttendArgs`] says.
 #[inline(always)]
-pub(crate) unsafe fn attend_range<S: Simd, const R: usize, const NV: usize>(
-    s: S,
-    args: &AttendArgs,
-) {
+pub(crate) unsafe fn attend_range<S: Simd, const R: usize, const NV: usize>(s: S, args: &AttendArgs) {
     // SAFETY: the caller's promise covers the keys of the range.
     unsafe { attend::<S, R, NV>(s, args, Keys::in_range) }
 }
@@ -207,10 +193,7 @@ pub(crate) unsafe fn attend_range<S: Simd, const R: usize, const NV: usize>(
 /// # Safety
 /// `args` is valid as [`AttendArgs`] says.
 #[inline(always)]
-pub(crate) unsafe fn attend_clustered<S: Simd, const R: usize, const NV: usize>(
-    s: S,
-    args: &AttendArgs,
-) {
+pub(crate) unsafe fn attend_clustered<S: Simd, const R: usize, const NV: usize>(s: S, args: &AttendArgs) {
     // SAFETY: the caller's promise covers every position up to the query's.
     unsafe { attend::<S, R, NV>(s, args, Keys::clustered) }
 }

@@ -15,40 +15,21 @@ impl Queries<'_> {
     /// The arguments are valid, and the positions of the block exist.
     #[inline(always)]
     pub(super) unsafe fn take_block<S: Simd>(&mut self, s: S, row: usize, block: &Block) {
-        let (args, dim, ld) = (
-            self.args,
-            self.args.head_dim as usize,
-            self.args.ld_kv as usize,
-        );
+        let (args, dim, ld) = (self.args, self.args.head_dim as usize, self.args.ld_kv as usize);
         let positions = &block.position[..block.len.min(BLOCK_KEYS)];
         let mut scores = [0.0f32; BLOCK_KEYS];
         for query in row * self.heads..(row + 1) * self.heads {
             // SAFETY: the query and every position of the block exist; `scores` holds a block.
             unsafe {
                 let (q, y) = (self.q(query), self.y(query));
-                score(
-                    s,
-                    q,
-                    args.k,
-                    ld,
-                    dim,
-                    positions,
-                    args.scale.value,
-                    &mut scores,
-                );
+                score(s, q, args.k, ld, dim, positions, args.scale.value, &mut scores);
                 let state = &mut self.state[query];
                 let max = state.max.max(largest(s, scores.as_ptr(), positions.len()));
                 let keep = state.started.then(
                     #[inline(always)]
                     || exp_of(s, state.max - max),
                 );
-                let sum = exp_row(
-                    s,
-                    scores.as_ptr(),
-                    scores.as_mut_ptr(),
-                    positions.len(),
-                    max,
-                );
+                let sum = exp_row(s, scores.as_ptr(), scores.as_mut_ptr(), positions.len(), max);
                 state.sum = state.sum * keep.unwrap_or(0.0) + sum;
                 state.max = max;
                 state.started = true;
@@ -90,12 +71,7 @@ unsafe fn score<S: Simd>(
     // SAFETY: the keys at the positions exist.
     unsafe {
         for four in &mut fours {
-            let keys = [
-                k.add(four[0] * ld),
-                k.add(four[1] * ld),
-                k.add(four[2] * ld),
-                k.add(four[3] * ld),
-            ];
+            let keys = [k.add(four[0] * ld), k.add(four[1] * ld), k.add(four[2] * ld), k.add(four[3] * ld)];
             for (score, out) in dot4(s, q, keys, dim).into_iter().zip(&mut out) {
                 *out = score * scale;
             }
@@ -179,11 +155,7 @@ unsafe fn add_last_values<S: Simd>(
             acc = s.mul(s.load_first(y.add(column), lanes), s.splat(keep));
         }
         for (&position, &weight) in positions.iter().zip(weights) {
-            acc = s.fma(
-                s.splat(weight),
-                s.load_first(v.add(position * ld + column), lanes),
-                acc,
-            );
+            acc = s.fma(s.splat(weight), s.load_first(v.add(position * ld + column), lanes), acc);
         }
         s.store_first(y.add(column), acc, lanes);
     }

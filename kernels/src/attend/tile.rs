@@ -31,11 +31,7 @@ impl Panels {
             unsafe {
                 let to = scratch.add(key / nr * dim * nr + key % nr);
                 for i in 0..dim {
-                    to.add(i * nr).write(if key < len {
-                        keys.add(key * ld + i).read()
-                    } else {
-                        0.0
-                    });
+                    to.add(i * nr).write(if key < len { keys.add(key * ld + i).read() } else { 0.0 });
                 }
             }
         }
@@ -54,14 +50,8 @@ impl Queries<'_> {
         s: S,
         range: impl Fn(usize) -> Range<usize>,
     ) -> usize {
-        let (args, dim, ld) = (
-            self.args,
-            self.args.head_dim as usize,
-            self.args.ld_kv as usize,
-        );
-        let total: usize = (0..self.rows)
-            .map(|row| range(self.position(row)).len())
-            .sum();
+        let (args, dim, ld) = (self.args, self.args.head_dim as usize, self.args.ld_kv as usize);
+        let total: usize = (0..self.rows).map(|row| range(self.position(row)).len()).sum();
         if total == 0 {
             return 0;
         }
@@ -117,10 +107,7 @@ impl Queries<'_> {
                     for i in 0..R {
                         for v in 0..NV {
                             let at = panel * nr + v * S::LANES;
-                            s.store(
-                                scores[i].as_mut_ptr().add(at),
-                                s.mul(tile[i][v], s.splat(args.scale.value)),
-                            );
+                            s.store(scores[i].as_mut_ptr().add(at), s.mul(tile[i][v], s.splat(args.scale.value)));
                         }
                     }
                 }
@@ -137,11 +124,7 @@ impl Queries<'_> {
                     let row = scores[i].as_mut_ptr().add(from);
                     let state = &mut self.state[query(i)];
                     let max = state.max.max(largest(s, row, to - from));
-                    keep[i] = if state.started {
-                        exp_of(s, state.max - max)
-                    } else {
-                        0.0
-                    };
+                    keep[i] = if state.started { exp_of(s, state.max - max) } else { 0.0 };
                     state.sum = state.sum * keep[i] + exp_row(s, row, row, to - from, max);
                     state.max = max;
                 }
@@ -194,11 +177,7 @@ impl Queries<'_> {
                         if at < left {
                             let mut sum = acc[i][v];
                             if started {
-                                sum = s.fma(
-                                    s.load_up_to(y.add(at), left - at),
-                                    s.splat(keep[i]),
-                                    sum,
-                                );
+                                sum = s.fma(s.load_up_to(y.add(at), left - at), s.splat(keep[i]), sum);
                             }
                             s.store_up_to(y.add(at), sum, left - at);
                         }

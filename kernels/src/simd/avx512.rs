@@ -35,6 +35,7 @@ impl Simd for Avx512 {
         sub(a, b) = _mm512_sub_ps(a, b);
         mul(a, b) = _mm512_mul_ps(a, b);
         div(a, b) = _mm512_div_ps(a, b);
+        sqrt(a) = _mm512_sqrt_ps(a);
         max(a, b) = _mm512_max_ps(a, b);
         min(a, b) = _mm512_min_ps(a, b);
         fma(a, b, c) = _mm512_fmadd_ps(a, b, c);

@@ -44,6 +44,7 @@ pub(crate) trait Simd: Copy {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
     /// Larger of the lanes; `b` when one of them is not a number (`a` or `b` on AArch64: not a number).
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// Smaller of the lanes; not-a-number as in `max`.
@@ -100,13 +101,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     unsafe fn load_up_to(self, p: *const f32, n: usize) -> Self::V {
         // SAFETY: the caller's promise.
-        unsafe {
-            if n >= Self::LANES {
-                self.load(p)
-            } else {
-                self.load_first(p, n)
-            }
-        }
+        unsafe { if n >= Self::LANES { self.load(p) } else { self.load_first(p, n) } }
     }
 
     /// Stores the first lanes, up to n.
@@ -116,13 +111,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     unsafe fn store_up_to(self, p: *mut f32, v: Self::V, n: usize) {
         // SAFETY: the caller's promise.
-        unsafe {
-            if n >= Self::LANES {
-                self.store(p, v)
-            } else {
-                self.store_first(p, v, n)
-            }
-        }
+        unsafe { if n >= Self::LANES { self.store(p, v) } else { self.store_first(p, v, n) } }
     }
 
     #[inline(always)]

@@ -40,6 +40,7 @@ impl Simd for Neon {
         sub(a, b) = vsubq_f32(a, b);
         mul(a, b) = vmulq_f32(a, b);
         div(a, b) = vdivq_f32(a, b);
+        sqrt(a) = vsqrtq_f32(a);
         max(a, b) = vmaxq_f32(a, b);
         min(a, b) = vminq_f32(a, b);
         fma(a, b, c) = vfmaq_f32(c, a, b);

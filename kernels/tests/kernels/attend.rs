@@ -41,49 +41,30 @@ impl Case {
 }
 
 fn run(kernel: &Kernel, case: Case) {
-    let Case {
-        rows, heads, dim, ..
-    } = case;
+    let Case { rows, heads, dim, .. } = case;
     let random = &mut Random(case.seed);
-    let positions = if case.causal {
-        case.first_position + rows
-    } else {
-        case.num_keys
-    };
+    let positions = if case.causal { case.first_position + rows } else { case.num_keys };
     let ld_kv = dim + random.below(3);
     let kv_len = (positions * ld_kv).saturating_sub(ld_kv - dim);
     let (k, v) = (random.floats(kv_len, 2.0), random.floats(kv_len, 2.0));
     let ldq = heads * dim + random.below(3);
     let ldy = heads * dim + random.below(3);
     let q = random.floats((rows * ldq).saturating_sub(ldq - heads * dim), 2.0);
-    let cluster: Vec<usize> = (0..positions)
-        .map(|_| random.below(case.num_clusters))
-        .collect();
-    let previous = Guarded::from_fn(positions, |t| {
-        (0..t)
-            .rev()
-            .find(|&i| cluster[i] == cluster[t])
-            .map_or(-1, |i| i as i32)
-    });
+    let cluster: Vec<usize> = (0..positions).map(|_| random.below(case.num_clusters)).collect();
+    let previous =
+        Guarded::from_fn(positions, |t| (0..t).rev().find(|&i| cluster[i] == cluster[t]).map_or(-1, |i| i as i32));
     let scale = 1.0 / (dim as f32).sqrt();
 
     let mut y = Guarded::filled((rows * ldy).saturating_sub(ldy - heads * dim), UNTOUCHED);
     let mut expected = Expected::untouched(y.len());
     let mut keys_read = 0;
     for r in 0..rows {
-        let keys: Vec<usize> = (0..positions)
-            .filter(|&j| case.admits(case.first_position + r, j, &cluster))
-            .collect();
+        let keys: Vec<usize> = (0..positions).filter(|&j| case.admits(case.first_position + r, j, &cluster)).collect();
         keys_read += keys.len() as u64;
         for h in 0..heads {
             let q = &q[r * ldq + h * dim..][..dim];
-            let term = |j: usize, i: usize| {
-                f64::from(scale) * f64::from(q[i]) * f64::from(k[j * ld_kv + i])
-            };
-            let scores: Vec<f64> = keys
-                .iter()
-                .map(|&j| (0..dim).map(|i| term(j, i)).sum())
-                .collect();
+            let term = |j: usize, i: usize| f64::from(scale) * f64::from(q[i]) * f64::from(k[j * ld_kv + i]);
+            let scores: Vec<f64> = keys.iter().map(|&j| (0..dim).map(|i| term(j, i)).sum()).collect();
             let size = |j: usize| (0..dim).map(|i| term(j, i).abs()).sum::<f64>();
             let largest_size = keys.iter().map(|&j| size(j)).fold(0.0, f64::max);
             let error = EPS * (dim as f64 + 4.0) * largest_size;
@@ -119,30 +100,13 @@ fn run(kernel: &Kernel, case: Case) {
         window: case.window as u64,
         sinks: case.sinks as u64,
         cluster_cap: case.cluster_cap as u64,
-        previous: if case.clustered {
-            previous.as_ptr()
-        } else {
-            std::ptr::null()
-        },
+        previous: if case.clustered { previous.as_ptr() } else { std::ptr::null() },
         scale: F32Arg::new(scale),
-        keys_read: if case.seed.is_multiple_of(2) {
-            &counter
-        } else {
-            std::ptr::null()
-        },
+        keys_read: if case.seed.is_multiple_of(2) { &counter } else { std::ptr::null() },
     });
     expected.check(&y, || format!("{} {case:?}", kernel.row.name));
-    let counted = if case.seed.is_multiple_of(2) {
-        7 + keys_read
-    } else {
-        7
-    };
-    assert_eq!(
-        counter.load(Relaxed),
-        counted,
-        "keys read by {} {case:?}",
-        kernel.row.name
-    );
+    let counted = if case.seed.is_multiple_of(2) { 7 + keys_read } else { 7 };
+    assert_eq!(counter.load(Relaxed), counted, "keys read by {} {case:?}", kernel.row.name);
 }
 
 const PLAIN: Case = Case {
@@ -163,142 +127,38 @@ const PLAIN: Case = Case {
 pub fn check_range(kernels: &[Kernel]) {
     for kernel in kernels {
         // Both sides of every vector width, and of a block of 64 keys.
-        for dim in [
-            1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 32, 33, 64, 65, 80, 128, 256,
-        ] {
-            run(
-                kernel,
-                Case {
-                    rows: 2,
-                    first_position: 6,
-                    heads: 2,
-                    dim,
-                    ..PLAIN
-                },
-            );
+        for dim in [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 32, 33, 64, 65, 80, 128, 256] {
+            run(kernel, Case { rows: 2, first_position: 6, heads: 2, dim, ..PLAIN });
         }
         for first_position in [0, 1, 62, 63, 64, 65, 127, 128, 200] {
-            run(
-                kernel,
-                Case {
-                    rows: 3,
-                    first_position,
-                    heads: 3,
-                    dim: 20,
-                    ..PLAIN
-                },
-            );
-            run(
-                kernel,
-                Case {
-                    rows: 9,
-                    first_position,
-                    heads: 1,
-                    dim: 32,
-                    window: 5,
-                    ..PLAIN
-                },
-            );
+            run(kernel, Case { rows: 3, first_position, heads: 3, dim: 20, ..PLAIN });
+            run(kernel, Case { rows: 9, first_position, heads: 1, dim: 32, window: 5, ..PLAIN });
         }
         for heads in [31, 32, 33, 65] {
-            run(
-                kernel,
-                Case {
-                    rows: 2,
-                    first_position: 70,
-                    heads,
-                    dim: 4,
-                    ..PLAIN
-                },
-            );
+            run(kernel, Case { rows: 2, first_position: 70, heads, dim: 4, ..PLAIN });
         }
         // No key at all: every query gets zeros.
-        run(
-            kernel,
-            Case {
-                rows: 2,
-                num_keys: 0,
-                causal: false,
-                dim: 9,
-                ..PLAIN
-            },
-        );
-        run(
-            kernel,
-            Case {
-                rows: 2,
-                first_position: 20,
-                num_keys: 3,
-                causal: false,
-                window: 4,
-                dim: 9,
-                ..PLAIN
-            },
-        );
+        run(kernel, Case { rows: 2, num_keys: 0, causal: false, dim: 9, ..PLAIN });
+        run(kernel, Case { rows: 2, first_position: 20, num_keys: 3, causal: false, window: 4, dim: 9, ..PLAIN });
     }
     let sizes = (0usize..40, 0usize..150, 0usize..150, 1usize..4, 1usize..70);
-    property(
-        (sizes, any::<bool>(), 0usize..90, any::<u64>()),
-        |(sizes, causal, window, seed)| {
-            let (rows, first_position, num_keys, heads, dim) = sizes;
-            for kernel in kernels {
-                run(
-                    kernel,
-                    Case {
-                        rows,
-                        first_position,
-                        num_keys,
-                        heads,
-                        dim,
-                        causal,
-                        window,
-                        seed,
-                        ..PLAIN
-                    },
-                );
-            }
-        },
-    );
+    property((sizes, any::<bool>(), 0usize..90, any::<u64>()), |(sizes, causal, window, seed)| {
+        let (rows, first_position, num_keys, heads, dim) = sizes;
+        for kernel in kernels {
+            run(kernel, Case { rows, first_position, num_keys, heads, dim, causal, window, seed, ..PLAIN });
+        }
+    });
 }
 
 pub fn check_clustered(kernels: &[Kernel]) {
-    let plain = Case {
-        clustered: true,
-        ..PLAIN
-    };
+    let plain = Case { clustered: true, ..PLAIN };
     for kernel in kernels {
         // A window, sinks or cap of 0 admits none; all three: zeros.
-        for (window, sinks, cluster_cap) in [
-            (0, 0, 0),
-            (1, 0, 0),
-            (0, 1, 0),
-            (0, 0, 1),
-            (4, 4, 4),
-            (500, 0, 9),
-        ] {
-            run(
-                kernel,
-                Case {
-                    rows: 30,
-                    dim: 20,
-                    heads: 2,
-                    window,
-                    sinks,
-                    cluster_cap,
-                    ..plain
-                },
-            );
+        for (window, sinks, cluster_cap) in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (4, 4, 4), (500, 0, 9)] {
+            run(kernel, Case { rows: 30, dim: 20, heads: 2, window, sinks, cluster_cap, ..plain });
         }
         for cluster_cap in [62, 63, 64, 65, 1000] {
-            let case = Case {
-                rows: 3,
-                first_position: 300,
-                dim: 16,
-                sinks: 3,
-                window: 5,
-                cluster_cap,
-                ..plain
-            };
+            let case = Case { rows: 3, first_position: 300, dim: 16, sinks: 3, window: 5, cluster_cap, ..plain };
             run(kernel, case);
         }
     }
@@ -308,24 +168,8 @@ pub fn check_clustered(kernels: &[Kernel]) {
         let (rows, first_position, heads, dim) = sizes;
         let (window, sinks, cluster_cap, num_clusters) = sets;
         for kernel in kernels {
-            let case = Case {
-                rows,
-                first_position,
-                heads,
-                dim,
-                window,
-                sinks,
-                ..plain
-            };
-            run(
-                kernel,
-                Case {
-                    cluster_cap,
-                    num_clusters,
-                    seed,
-                    ..case
-                },
-            );
+            let case = Case { rows, first_position, heads, dim, window, sinks, ..plain };
+            run(kernel, Case { cluster_cap, num_clusters, seed, ..case });
         }
     });
 }

@@ -13,33 +13,18 @@ pub fn check(kernels: &[Kernel]) {
         let ids = Guarded::from_fn(rows, |_| random.below(vocab) as u32);
         for kernel in kernels {
             let panels = kernel.row.op == KernelOp::EmbedPanels;
-            let table: Vec<f32> = (0..vocab * n)
-                .map(|_| f16::from_f32(random.unit()).to_f32())
-                .collect();
-            let stored = if panels {
-                vocab.div_ceil(nr) * nr * n
-            } else {
-                vocab * n
-            };
+            let table: Vec<f32> = (0..vocab * n).map(|_| f16::from_f32(random.unit()).to_f32()).collect();
+            let stored = if panels { vocab.div_ceil(nr) * nr * n } else { vocab * n };
             let mut places = vec![0.0; stored];
             for id in 0..vocab {
                 for i in 0..n {
-                    let at = if panels {
-                        (id / nr * n + i) * nr + id % nr
-                    } else {
-                        id * n + i
-                    };
+                    let at = if panels { (id / nr * n + i) * nr + id % nr } else { id * n + i };
                     places[at] = table[id * n + i];
                 }
             }
             let bytes: Vec<u8> = match kernel.row.weight {
-                WeightType::F16 => places
-                    .iter()
-                    .flat_map(|&x| f16::from_f32(x).to_le_bytes())
-                    .collect(),
-                WeightType::F32 | WeightType::None => {
-                    places.iter().flat_map(|x| x.to_le_bytes()).collect()
-                }
+                WeightType::F16 => places.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                WeightType::F32 | WeightType::None => places.iter().flat_map(|x| x.to_le_bytes()).collect(),
             };
             let bytes = Guarded::of(&bytes);
             let ldy = n + random.below(3);
@@ -59,9 +44,7 @@ pub fn check(kernels: &[Kernel]) {
                 n: n as u64,
                 nr: nr as u64,
             });
-            expected.check(&y, || {
-                format!("{} vocab={vocab} n={n} nr={nr}", kernel.row.name)
-            });
+            expected.check(&y, || format!("{} vocab={vocab} n={n} nr={nr}", kernel.row.name));
         }
     });
 }

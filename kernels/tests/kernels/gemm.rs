@@ -42,15 +42,9 @@ fn panels(w: &[f32], n: usize, k: usize, nr: usize, weight: WeightType) -> Vec<V
             let mut bytes = Vec::new();
             for input in 0..k {
                 for output in panel * nr..(panel + 1) * nr {
-                    let value = if output < n {
-                        w[output * k + input]
-                    } else {
-                        0.0
-                    };
+                    let value = if output < n { w[output * k + input] } else { 0.0 };
                     match weight {
-                        WeightType::F16 => {
-                            bytes.extend(f16::from_f32(value).to_bits().to_le_bytes())
-                        }
+                        WeightType::F16 => bytes.extend(f16::from_f32(value).to_bits().to_le_bytes()),
                         WeightType::F32 | WeightType::None => bytes.extend(value.to_le_bytes()),
                     }
                 }
@@ -70,12 +64,7 @@ fn run(kernel: &Kernel, case: Case) {
     let gate_panels = panels(&gate, n, k, nr, kernel.row.weight);
     let packed = if swiglu {
         let up_panels = panels(&up, n, k, nr, kernel.row.weight);
-        gate_panels
-            .into_iter()
-            .zip(up_panels)
-            .flat_map(|(gate, up)| [gate, up])
-            .collect::<Vec<_>>()
-            .concat()
+        gate_panels.into_iter().zip(up_panels).flat_map(|(gate, up)| [gate, up]).collect::<Vec<_>>().concat()
     } else {
         gate_panels.concat()
     };
@@ -94,21 +83,9 @@ fn run(kernel: &Kernel, case: Case) {
     let mut c = Guarded::filled((c_total * ldc).saturating_sub(ldc - n), UNTOUCHED);
     let mut expected = Expected::untouched(c.len());
     for i in 0..m {
-        let a_row = if case.indirect_a {
-            a_rows[i] as usize
-        } else {
-            i
-        };
-        let c_row = if case.indirect_c {
-            c_rows[i] as usize
-        } else {
-            i
-        };
-        let scale = if case.scaled {
-            f64::from(scale[i])
-        } else {
-            1.0
-        };
+        let a_row = if case.indirect_a { a_rows[i] as usize } else { i };
+        let c_row = if case.indirect_c { c_rows[i] as usize } else { i };
+        let scale = if case.scaled { f64::from(scale[i]) } else { 1.0 };
         for j in begin * nr..(end * nr).min(n) {
             let at = c_row * ldc + j;
             let product = |w: &[f32]| {
@@ -122,38 +99,22 @@ fn run(kernel: &Kernel, case: Case) {
                 let silu = g / (1.0 + (-g).exp());
                 // |silu'| ≤ 1.1.
                 let error = 1.1 * roundings * size * u.abs() + silu.abs() * roundings * up_size;
-                (
-                    silu * u,
-                    error + 1.1 * roundings * roundings * size * up_size,
-                )
+                (silu * u, error + 1.1 * roundings * roundings * size * up_size)
             } else {
                 (g, roundings * size)
             };
-            let start = if case.accumulate {
-                random.unit()
-            } else {
-                f32::NAN
-            };
+            let start = if case.accumulate { random.unit() } else { f32::NAN };
             c[at] = start;
-            let start = if case.accumulate {
-                f64::from(start)
-            } else {
-                0.0
-            };
+            let start = if case.accumulate { f64::from(start) } else { 0.0 };
             let value = start + scale * value;
-            let tolerance =
-                scale.abs() * error + 8.0 * EPS * (value.abs() + start.abs() + scale.abs() * size);
+            let tolerance = scale.abs() * error + 8.0 * EPS * (value.abs() + start.abs() + scale.abs() * size);
             expected.set(at, value, tolerance);
         }
     }
     kernel.run(&GemmArgs {
         a: a.as_ptr(),
         lda: lda as u64,
-        a_rows: if case.indirect_a {
-            a_rows.as_ptr()
-        } else {
-            std::ptr::null()
-        },
+        a_rows: if case.indirect_a { a_rows.as_ptr() } else { std::ptr::null() },
         m: m as u64,
         k: k as u64,
         w: packed.as_ptr(),
@@ -162,16 +123,8 @@ fn run(kernel: &Kernel, case: Case) {
         panel_end: end as u64,
         c: c.as_mut_ptr(),
         ldc: ldc as u64,
-        c_rows: if case.indirect_c {
-            c_rows.as_ptr()
-        } else {
-            std::ptr::null()
-        },
-        row_scale: if case.scaled {
-            scale.as_ptr()
-        } else {
-            std::ptr::null()
-        },
+        c_rows: if case.indirect_c { c_rows.as_ptr() } else { std::ptr::null() },
+        row_scale: if case.scaled { scale.as_ptr() } else { std::ptr::null() },
         accumulate: u64::from(case.accumulate),
     });
     expected.check(&c, || format!("{} {case:?}", kernel.row.name));
@@ -202,47 +155,22 @@ pub fn check(kernels: &[Kernel]) {
         for m in (1..=tile.mr + 1).chain([2 * tile.mr + 1]) {
             for n in around(tile.nr).into_iter().chain(around(tile.nr / 2)) {
                 for k in [1, 3, 4, 5, 20, 33] {
-                    run(
-                        kernel,
-                        Case {
-                            m,
-                            n,
-                            k,
-                            seed: (m * 31 + n * 7 + k) as u64,
-                            ..plain
-                        },
-                    );
+                    run(kernel, Case { m, n, k, seed: (m * 31 + n * 7 + k) as u64, ..plain });
                 }
             }
         }
     }
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let sizes = (0usize..30, 1usize..100, 1usize..140);
-    property(
-        (sizes, flags, any::<u64>(), any::<u64>()),
-        |((m, n, k), flags, range, seed)| {
-            for kernel in kernels {
-                let count = n.div_ceil(kernel.row.tile.nr);
-                let begin = range as usize % count;
-                let end = begin + (range >> 32) as usize % (count - begin + 1);
-                let (indirect_a, indirect_c, scaled, accumulate) = flags;
-                run(
-                    kernel,
-                    Case {
-                        m,
-                        n,
-                        k,
-                        indirect_a,
-                        indirect_c,
-                        scaled,
-                        accumulate,
-                        panels: Some((begin, end)),
-                        seed,
-                    },
-                );
-            }
-        },
-    );
+    property((sizes, flags, any::<u64>(), any::<u64>()), |((m, n, k), flags, range, seed)| {
+        for kernel in kernels {
+            let count = n.div_ceil(kernel.row.tile.nr);
+            let begin = range as usize % count;
+            let end = begin + (range >> 32) as usize % (count - begin + 1);
+            let (indirect_a, indirect_c, scaled, accumulate) = flags;
+            run(kernel, Case { m, n, k, indirect_a, indirect_c, scaled, accumulate, panels: Some((begin, end)), seed });
+        }
+    });
     for kernel in kernels {
         let case = Case {
             m: 2,

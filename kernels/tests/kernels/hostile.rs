@@ -6,16 +6,7 @@ use crate::runnable;
 use lapidary_kernels::KernelOp;
 use lapidary_kernels::args::{AttendArgs, F32Arg, RouteClusterArgs, RouteSelectArgs, UnaryArgs};
 
-const VALUES: [f32; 8] = [
-    f32::NAN,
-    f32::INFINITY,
-    f32::NEG_INFINITY,
-    0.0,
-    -0.0,
-    1.0e-45,
-    f32::MAX,
-    f32::MIN,
-];
+const VALUES: [f32; 8] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1.0e-45, f32::MAX, f32::MIN];
 
 #[test]
 fn selection_survives_any_scores() {
@@ -33,11 +24,7 @@ fn selection_survives_any_scores() {
             for round in 0..50 {
                 let only_nan = round == 0;
                 let a = Guarded::from_fn(rows * clusters, |_| {
-                    if only_nan {
-                        f32::NAN
-                    } else {
-                        VALUES[random.below(VALUES.len())]
-                    }
+                    if only_nan { f32::NAN } else { VALUES[random.below(VALUES.len())] }
                 });
                 let mut mask = Guarded::filled(rows * clusters, 9u8);
                 let mut gates = Guarded::filled(rows * clusters, 0.0);
@@ -76,21 +63,9 @@ fn selection_survives_any_scores() {
 #[test]
 fn clusters_stay_in_range() {
     for kernel in runnable(KernelOp::RouteCluster) {
-        let a = Guarded::of(&[
-            f32::NAN,
-            f32::NAN,
-            f32::NEG_INFINITY,
-            f32::NEG_INFINITY,
-            f32::NAN,
-            1.0,
-        ]);
+        let a = Guarded::of(&[f32::NAN, f32::NAN, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0]);
         let mut cluster = Guarded::filled(3, u32::MAX);
-        kernel.run(&RouteClusterArgs {
-            a: a.as_ptr(),
-            rows: 3,
-            num_clusters: 2,
-            cluster: cluster.as_mut_ptr(),
-        });
+        kernel.run(&RouteClusterArgs { a: a.as_ptr(), rows: 3, num_clusters: 2, cluster: cluster.as_mut_ptr() });
         assert_eq!(&*cluster, [0, 0, 1]);
     }
 }
@@ -99,11 +74,7 @@ fn clusters_stay_in_range() {
 fn a_broken_chain_ends() {
     for kernel in runnable(KernelOp::AttendClustered) {
         for link in [9, 4, i32::MAX, i32::MIN, -2] {
-            let (k, v, q) = (
-                Guarded::filled(10, 1.0),
-                Guarded::filled(10, 2.0),
-                Guarded::filled(1, 1.0),
-            );
+            let (k, v, q) = (Guarded::filled(10, 1.0), Guarded::filled(10, 2.0), Guarded::filled(1, 1.0));
             // Position 9 leads to 4, and 4 to nowhere good.
             let previous = Guarded::from_fn(10, |t| if t == 9 { 4 } else { link });
             let mut y = Guarded::filled(1, 0.0);
@@ -135,29 +106,13 @@ fn a_broken_chain_ends() {
 
 #[test]
 fn element_wise_kernels_survive_any_values() {
-    for op in [
-        KernelOp::Softmax,
-        KernelOp::Silu,
-        KernelOp::Gelu,
-        KernelOp::L2Normalize,
-    ] {
+    for op in [KernelOp::Softmax, KernelOp::Silu, KernelOp::Gelu, KernelOp::L2Normalize] {
         for kernel in runnable(op) {
             let x = Guarded::from_fn(67, |i| VALUES[i % VALUES.len()]);
             let mut y = Guarded::filled(67, 0.0);
-            kernel.run(&UnaryArgs {
-                x: x.as_ptr(),
-                ldx: 67,
-                y: y.as_mut_ptr(),
-                ldy: 67,
-                rows: 1,
-                n: 67,
-            });
+            kernel.run(&UnaryArgs { x: x.as_ptr(), ldx: 67, y: y.as_mut_ptr(), ldy: 67, rows: 1, n: 67 });
             if op == KernelOp::Silu {
-                for (&x, &y) in x
-                    .iter()
-                    .zip(&*y)
-                    .filter(|(x, _)| x.is_nan() || x.is_finite())
-                {
+                for (&x, &y) in x.iter().zip(&*y).filter(|(x, _)| x.is_nan() || x.is_finite()) {
                     assert_eq!(x.is_nan(), y.is_nan(), "{} of {x} is {y}", kernel.row.name);
                 }
             }

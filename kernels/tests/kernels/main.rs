@@ -70,24 +70,14 @@ fn runnable(op: KernelOp) -> Vec<Kernel> {
             None => println!("skipped: {} ({} not here)", row.name, row.isa.name()),
         }
     }
-    assert!(
-        !runnable.is_empty(),
-        "{op:?} has no kernel that runs anywhere"
-    );
+    assert!(!runnable.is_empty(), "{op:?} has no kernel that runs anywhere");
     runnable
 }
 
 /// Runs a property over random cases, the same ones every time.
 fn property<S: proptest::strategy::Strategy>(strategy: S, check: impl Fn(S::Value)) {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(48);
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(48);
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     let rng = proptest::test_runner::TestRng::deterministic_rng(config.rng_algorithm);
     TestRunner::new_with_rng(config, rng)
         .run(&strategy, |case| {
@@ -100,9 +90,7 @@ fn property<S: proptest::strategy::Strategy>(strategy: S, check: impl Fn(S::Valu
 /// The test of an operation's kernels.
 fn oracle_of(op: KernelOp) -> fn(&[Kernel]) {
     match op {
-        KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => {
-            gemm::check
-        }
+        KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => gemm::check,
         KernelOp::RmsNorm => rows::check_rms_norm,
         KernelOp::Softmax => rows::check_softmax,
         KernelOp::Silu => rows::check_silu,

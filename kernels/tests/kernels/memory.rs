@@ -64,12 +64,7 @@ impl<T: Copy> Guarded<T> {
             for i in 0..len {
                 data.add(i).write(f(i));
             }
-            Self {
-                map,
-                map_bytes,
-                data,
-                len,
-            }
+            Self { map, map_bytes, data, len }
         }
     }
 
@@ -125,19 +120,10 @@ impl Expected {
         assert_eq!(found.len(), self.0.len());
         for (i, (&found, wanted)) in found.iter().zip(&self.0).enumerate() {
             match *wanted {
-                None => assert_eq!(
-                    found.to_bits(),
-                    UNTOUCHED.to_bits(),
-                    "{}: element {i} was written",
-                    what()
-                ),
+                None => assert_eq!(found.to_bits(), UNTOUCHED.to_bits(), "{}: element {i} was written", what()),
                 Some((wanted, tolerance)) => {
                     let error = (f64::from(found) - wanted).abs();
-                    assert!(
-                        error <= tolerance,
-                        "{}: element {i} is {found}, wanted {wanted} ± {tolerance:e}",
-                        what()
-                    );
+                    assert!(error <= tolerance, "{}: element {i} is {found}, wanted {wanted} ± {tolerance:e}", what());
                 }
             }
         }

@@ -3,8 +3,7 @@
 use crate::memory::{Expected, Guarded, Random, UNTOUCHED};
 use crate::{EPS, Kernel, property};
 use lapidary_kernels::args::{
-    CopyRowsArgs, F32Arg, IndexedRowsArgs, MeanRowsArgs, RmsNormArgs, RopeArgs, SiluMulArgs,
-    UnaryArgs,
+    CopyRowsArgs, F32Arg, IndexedRowsArgs, MeanRowsArgs, RmsNormArgs, RopeArgs, SiluMulArgs, UnaryArgs,
 };
 use proptest::prelude::*;
 
@@ -12,9 +11,7 @@ use proptest::prelude::*;
 const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// Row lengths at both sides of every vector width and of four vectors.
-const LENGTHS: [usize; 20] = [
-    1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 63, 64, 65, 128, 257,
-];
+const LENGTHS: [usize; 20] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 63, 64, 65, 128, 257];
 
 /// A matrix as rows with a stride, ending at an unreadable page.
 struct Matrix {
@@ -25,25 +22,16 @@ struct Matrix {
 impl Matrix {
     fn random(random: &mut Random, rows: usize, n: usize, scale: f32) -> Self {
         let ld = n + random.below(4);
-        Self {
-            data: random.floats((rows * ld).saturating_sub(ld - n), scale),
-            ld,
-        }
+        Self { data: random.floats((rows * ld).saturating_sub(ld - n), scale), ld }
     }
 
     fn untouched(random: &mut Random, rows: usize, n: usize) -> Self {
         let ld = n + random.below(4);
-        Self {
-            data: Guarded::filled((rows * ld).saturating_sub(ld - n), UNTOUCHED),
-            ld,
-        }
+        Self { data: Guarded::filled((rows * ld).saturating_sub(ld - n), UNTOUCHED), ld }
     }
 
     fn row(&self, r: usize, n: usize) -> Vec<f64> {
-        self.data[r * self.ld..][..n]
-            .iter()
-            .map(|&x| f64::from(x))
-            .collect()
+        self.data[r * self.ld..][..n].iter().map(|&x| f64::from(x)).collect()
     }
 }
 
@@ -54,9 +42,7 @@ fn sizes(check: impl Fn(usize, usize, &mut Random)) {
             check(rows, n, &mut Random(n as u64));
         }
     }
-    property((0usize..6, 1usize..300, any::<u64>()), |(rows, n, seed)| {
-        check(rows, n, &mut Random(seed))
-    });
+    property((0usize..6, 1usize..300, any::<u64>()), |(rows, n, seed)| check(rows, n, &mut Random(seed)));
 }
 
 /// Value and tolerance of a row's elements.
@@ -80,24 +66,10 @@ fn check_unary(kernels: &[Kernel], scale: f32, oracle: RowOracle) {
             }
             let (rows, n) = (rows as u64, n as u64);
             let (ldx, ldy) = (x.ld as u64, y.ld as u64);
-            kernel.run(&UnaryArgs {
-                x: x.data.as_ptr(),
-                ldx,
-                y: y.data.as_mut_ptr(),
-                ldy,
-                rows,
-                n,
-            });
+            kernel.run(&UnaryArgs { x: x.data.as_ptr(), ldx, y: y.data.as_mut_ptr(), ldy, rows, n });
             expected.check(&y.data, || format!("{} n={n}", kernel.row.name));
             let data = z.as_mut_ptr();
-            kernel.run(&UnaryArgs {
-                x: data,
-                ldx,
-                y: data,
-                ldy: ldx,
-                rows,
-                n,
-            });
+            kernel.run(&UnaryArgs { x: data, ldx, y: data, ldy: ldx, rows, n });
             in_place.check(&z, || format!("{} n={n} in place", kernel.row.name));
         }
     });
@@ -112,10 +84,7 @@ pub fn check_softmax(kernels: &[Kernel]) {
         x.iter()
             .map(|v| {
                 let value = (v - max).exp() / sum;
-                (
-                    value,
-                    value * EPS * (8.0 + (max - v) + 0.5 * x.len() as f64) + TINY,
-                )
+                (value, value * EPS * (8.0 + (max - v) + 0.5 * x.len() as f64) + TINY)
             })
             .collect()
     };
@@ -145,10 +114,7 @@ pub fn check_gelu(kernels: &[Kernel]) {
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 // ½x(1 + tanh u), without its cancellation for large negative u.
                 let value = x / (1.0 + (-2.0 * u).exp());
-                (
-                    value,
-                    EPS * (8.0 + 8.0 * u.abs()) * value.abs() + TINY * (1.0 + x.abs()),
-                )
+                (value, EPS * (8.0 + 8.0 * u.abs()) * value.abs() + TINY * (1.0 + x.abs()))
             })
             .collect()
     };
@@ -161,26 +127,12 @@ pub fn check_gelu(kernels: &[Kernel]) {
 pub fn check_l2_normalize(kernels: &[Kernel]) {
     check_unary(kernels, 3.0, |x| {
         let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
-        x.iter()
-            .map(|v| {
-                (
-                    v / norm,
-                    (v / norm).abs() * EPS * (4.0 + x.len() as f64 / 2.0),
-                )
-            })
-            .collect()
+        x.iter().map(|v| (v / norm, (v / norm).abs() * EPS * (4.0 + x.len() as f64 / 2.0))).collect()
     });
     for kernel in kernels {
         let x = Guarded::filled(5, 0.0);
         let mut y = Guarded::filled(5, UNTOUCHED);
-        kernel.run(&UnaryArgs {
-            x: x.as_ptr(),
-            ldx: 5,
-            y: y.as_mut_ptr(),
-            ldy: 5,
-            rows: 1,
-            n: 5,
-        });
+        kernel.run(&UnaryArgs { x: x.as_ptr(), ldx: 5, y: y.as_mut_ptr(), ldy: 5, rows: 1, n: 5 });
         assert_eq!(&*y, &[0.0; 5], "{} of zeros", kernel.row.name);
     }
 }
@@ -201,30 +153,20 @@ pub fn check_rms_norm(kernels: &[Kernel]) {
                     for (i, v) in row.iter().enumerate() {
                         let w = if weighted { f64::from(w[i]) } else { 1.0 };
                         let value = v / (mean + f64::from(eps)).sqrt() * w;
-                        expected.set(
-                            r * y.ld + i,
-                            value,
-                            value.abs() * EPS * (6.0 + n as f64 / 2.0),
-                        );
+                        expected.set(r * y.ld + i, value, value.abs() * EPS * (6.0 + n as f64 / 2.0));
                     }
                 }
                 kernel.run(&RmsNormArgs {
                     x: x.data.as_ptr(),
                     ldx: x.ld as u64,
-                    w: if weighted {
-                        w.as_ptr()
-                    } else {
-                        std::ptr::null()
-                    },
+                    w: if weighted { w.as_ptr() } else { std::ptr::null() },
                     y: y.data.as_mut_ptr(),
                     ldy: y.ld as u64,
                     rows: rows as u64,
                     n: n as u64,
                     eps: F32Arg::new(eps),
                 });
-                expected.check(&y.data, || {
-                    format!("{} n={n} weighted={weighted}", kernel.row.name)
-                });
+                expected.check(&y.data, || format!("{} n={n} weighted={weighted}", kernel.row.name));
             }
         }
     });
@@ -240,11 +182,7 @@ pub fn check_silu_mul(kernels: &[Kernel]) {
             for r in 0..rows {
                 for (i, (g, u)) in gate.row(r, n).into_iter().zip(up.row(r, n)).enumerate() {
                     let (silu, error) = silu(g);
-                    expected.set(
-                        r * y.ld + i,
-                        silu * u,
-                        (error + 2.0 * EPS * silu.abs()) * u.abs() + TINY,
-                    );
+                    expected.set(r * y.ld + i, silu * u, (error + 2.0 * EPS * silu.abs()) * u.abs() + TINY);
                 }
             }
             kernel.run(&SiluMulArgs {
@@ -269,11 +207,7 @@ pub fn check_rope(kernels: &[Kernel]) {
         let dim = 2 * half;
         let first_position = random.below(5);
         let row_stride = heads * dim + random.below(3);
-        let len = if rows == 0 {
-            0
-        } else {
-            (rows - 1) * row_stride + heads * dim
-        };
+        let len = if rows == 0 { 0 } else { (rows - 1) * row_stride + heads * dim };
         let x = random.floats(len, 3.0);
         let table = random.floats((first_position + rows) * dim, 1.0);
         for kernel in kernels {
@@ -309,74 +243,52 @@ pub fn check_rope(kernels: &[Kernel]) {
                     first_position: first_position as u64,
                     cos_sin: table.as_ptr(),
                 });
-                expected.check(&y, || {
-                    format!("{} rows={rows} heads={heads} half={half}", kernel.row.name)
-                });
+                expected.check(&y, || format!("{} rows={rows} heads={heads} half={half}", kernel.row.name));
             }
         }
     };
     for half in LENGTHS {
         check(2, 3, half, half as u64);
     }
-    property(
-        (0usize..4, 1usize..4, 1usize..130, any::<u64>()),
-        |(r, h, half, seed)| check(r, h, half, seed),
-    );
+    property((0usize..4, 1usize..4, 1usize..130, any::<u64>()), |(r, h, half, seed)| check(r, h, half, seed));
 }
 
 pub fn check_copy_rows(kernels: &[Kernel]) {
-    property(
-        (0usize..4, 1usize..4, 1usize..70, any::<u64>()),
-        |(rows, heads, n, seed)| {
-            let random = &mut Random(seed);
-            let mut strides = || {
-                let head = n + random.below(3);
-                let row = heads * head + random.below(3);
-                (
-                    row,
-                    head,
-                    if rows == 0 {
-                        0
-                    } else {
-                        (rows - 1) * row + (heads - 1) * head + n
-                    },
-                )
-            };
-            let (x_row_stride, x_head_stride, x_len) = strides();
-            let (y_row_stride, y_head_stride, y_len) = strides();
-            let x = random.floats(x_len, 1.0);
-            for kernel in kernels {
-                let mut y = Guarded::filled(y_len, UNTOUCHED);
-                let mut expected = Expected::untouched(y_len);
-                for r in 0..rows {
-                    for h in 0..heads {
-                        for i in 0..n {
-                            let value = x[r * x_row_stride + h * x_head_stride + i];
-                            expected.set(
-                                r * y_row_stride + h * y_head_stride + i,
-                                f64::from(value),
-                                0.0,
-                            );
-                        }
+    property((0usize..4, 1usize..4, 1usize..70, any::<u64>()), |(rows, heads, n, seed)| {
+        let random = &mut Random(seed);
+        let mut strides = || {
+            let head = n + random.below(3);
+            let row = heads * head + random.below(3);
+            (row, head, if rows == 0 { 0 } else { (rows - 1) * row + (heads - 1) * head + n })
+        };
+        let (x_row_stride, x_head_stride, x_len) = strides();
+        let (y_row_stride, y_head_stride, y_len) = strides();
+        let x = random.floats(x_len, 1.0);
+        for kernel in kernels {
+            let mut y = Guarded::filled(y_len, UNTOUCHED);
+            let mut expected = Expected::untouched(y_len);
+            for r in 0..rows {
+                for h in 0..heads {
+                    for i in 0..n {
+                        let value = x[r * x_row_stride + h * x_head_stride + i];
+                        expected.set(r * y_row_stride + h * y_head_stride + i, f64::from(value), 0.0);
                     }
                 }
-                kernel.run(&CopyRowsArgs {
-                    x: x.as_ptr(),
-                    x_row_stride: x_row_stride as u64,
-                    x_head_stride: x_head_stride as u64,
-                    y: y.as_mut_ptr(),
-                    y_row_stride: y_row_stride as u64,
-                    y_head_stride: y_head_stride as u64,
-                    rows: rows as u64,
-                    heads: heads as u64,
-                    n: n as u64,
-                });
-                expected.check(&y, || {
-                    format!("{} rows={rows} heads={heads} n={n}", kernel.row.name)
-                });
             }
-        },
-    );
+            kernel.run(&CopyRowsArgs {
+                x: x.as_ptr(),
+                x_row_stride: x_row_stride as u64,
+                x_head_stride: x_head_stride as u64,
+                y: y.as_mut_ptr(),
+                y_row_stride: y_row_stride as u64,
+                y_head_stride: y_head_stride as u64,
+                rows: rows as u64,
+                heads: heads as u64,
+                n: n as u64,
+            });
+            expected.check(&y, || format!("{} rows={rows} heads={heads} n={n}", kernel.row.name));
+        }
+    });
 }
 
 pub fn check_gather(kernels: &[Kernel]) {
@@ -422,8 +334,7 @@ pub fn check_scatter(kernels: &[Kernel]) {
                     for i in 0..n {
                         let at = target * y.ld + i;
                         y.data[at] = random.unit();
-                        let (mut value, mut size) =
-                            (f64::from(y.data[at]), f64::from(y.data[at]).abs());
+                        let (mut value, mut size) = (f64::from(y.data[at]), f64::from(y.data[at]).abs());
                         for r in (0..rows).filter(|&r| index[r] as usize == target) {
                             let gate = if gated { f64::from(gate[r]) } else { 1.0 };
                             let term = gate * f64::from(x.data[r * x.ld + i]);
@@ -439,17 +350,11 @@ pub fn check_scatter(kernels: &[Kernel]) {
                     y: y.data.as_mut_ptr(),
                     ldy: y.ld as u64,
                     index: index.as_ptr(),
-                    gate: if gated {
-                        gate.as_ptr()
-                    } else {
-                        std::ptr::null()
-                    },
+                    gate: if gated { gate.as_ptr() } else { std::ptr::null() },
                     rows: rows as u64,
                     n: n as u64,
                 });
-                expected.check(&y.data, || {
-                    format!("{} rows={rows} n={n} gated={gated}", kernel.row.name)
-                });
+                expected.check(&y.data, || format!("{} rows={rows} n={n} gated={gated}", kernel.row.name));
             }
         }
     });
@@ -464,8 +369,7 @@ pub fn check_mean(kernels: &[Kernel]) {
             let mut expected = Expected::untouched(n);
             for i in 0..n {
                 let column = (0..rows).map(|r| f64::from(x.data[r * x.ld + i]));
-                let (sum, size) =
-                    column.fold((0.0, 0.0), |(sum, size), v| (sum + v, size + v.abs()));
+                let (sum, size) = column.fold((0.0, 0.0), |(sum, size), v| (sum + v, size + v.abs()));
                 let rows = rows as f64;
                 expected.set(i, sum / rows, EPS * (rows + 2.0) * size / rows);
             }

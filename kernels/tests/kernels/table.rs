@@ -1,10 +1,9 @@
 //! The table itself: names, selection, resolution.
 
 use crate::machine_features;
-use lapidary_kernels::{
-    Feature, FeatureSet, Isa, KernelOp, WeightType, find, kernels, resolve, resolve_for, select,
-};
+use lapidary_kernels::{Feature, FeatureSet, Isa, KernelOp, WeightType, find, kernels, resolve, resolve_for, select};
 use std::collections::BTreeSet;
+use std::io::Write;
 
 /// Sets of features that a target can have, by instruction set.
 fn targets() -> Vec<FeatureSet> {
@@ -62,22 +61,10 @@ fn functions_exist_on_their_own_architecture() {
         };
         assert_eq!(resolve(row.name).is_some(), here, "{}", row.name);
         assert_eq!(row.function().is_some(), here, "{}", row.name);
-        assert_eq!(
-            resolve_for(row.name, &row.required()).is_some(),
-            here,
-            "{}",
-            row.name
-        );
-        let missing = row
-            .required()
-            .iter()
-            .map(|feature| row.required().difference(FeatureSet::of(&[feature])));
+        assert_eq!(resolve_for(row.name, &row.required()).is_some(), here, "{}", row.name);
+        let missing = row.required().iter().map(|feature| row.required().difference(FeatureSet::of(&[feature])));
         for features in missing {
-            assert!(
-                resolve_for(row.name, &features).is_none(),
-                "{} without a feature it needs",
-                row.name
-            );
+            assert!(resolve_for(row.name, &features).is_none(), "{} without a feature it needs", row.name);
         }
     }
     assert!(resolve("gemm_f32_f64_1x1_abacus").is_none());
@@ -87,25 +74,14 @@ fn functions_exist_on_their_own_architecture() {
 #[test]
 fn every_operation_has_a_scalar_kernel_and_the_best_one_is_selected() {
     for &op in KernelOp::ALL {
-        let weights: BTreeSet<WeightType> = kernels()
-            .iter()
-            .filter(|row| row.op == op)
-            .map(|row| row.weight)
-            .collect();
+        let weights: BTreeSet<WeightType> = kernels().iter().filter(|row| row.op == op).map(|row| row.weight).collect();
         assert!(!weights.is_empty(), "{op:?} has no kernel");
         for weight in weights {
             for features in targets() {
                 let best = select(op, &features, weight).unwrap();
                 assert!(features.contains(best.required()));
-                for row in kernels()
-                    .iter()
-                    .filter(|row| row.op == op && row.weight == weight)
-                {
-                    assert!(
-                        !features.contains(row.required()) || row.isa <= best.isa,
-                        "{} is better",
-                        row.name
-                    );
+                for row in kernels().iter().filter(|row| row.op == op && row.weight == weight) {
+                    assert!(!features.contains(row.required()) || row.isa <= best.isa, "{} is better", row.name);
                 }
             }
             let baseline = select(op, &FeatureSet::EMPTY, weight).unwrap();
@@ -119,25 +95,10 @@ fn every_operation_has_a_scalar_kernel_and_the_best_one_is_selected() {
 fn one_feature_less_falls_back() {
     let all = Isa::Avx512.required();
     let without = all.difference(FeatureSet::of(&[Feature::Avx512vl]));
-    assert_eq!(
-        select(KernelOp::RmsNorm, &all, WeightType::None)
-            .unwrap()
-            .name,
-        "rms_norm_f32_avx512"
-    );
-    assert_eq!(
-        select(KernelOp::RmsNorm, &without, WeightType::None)
-            .unwrap()
-            .name,
-        "rms_norm_f32_avx2"
-    );
+    assert_eq!(select(KernelOp::RmsNorm, &all, WeightType::None).unwrap().name, "rms_norm_f32_avx512");
+    assert_eq!(select(KernelOp::RmsNorm, &without, WeightType::None).unwrap().name, "rms_norm_f32_avx2");
     let without = all.difference(FeatureSet::of(&[Feature::Fma]));
-    assert_eq!(
-        select(KernelOp::RmsNorm, &without, WeightType::None)
-            .unwrap()
-            .name,
-        "rms_norm_f32_scalar"
-    );
+    assert_eq!(select(KernelOp::RmsNorm, &without, WeightType::None).unwrap().name, "rms_norm_f32_scalar");
 }
 
 /// A GEMM and its GEMV read the same packed weights, so that prefill and decode share them.
@@ -145,13 +106,21 @@ fn one_feature_less_falls_back() {
 fn gemm_and_gemv_share_panels() {
     for features in targets() {
         for weight in [WeightType::F32, WeightType::F16] {
-            for (gemm, gemv) in [
-                (KernelOp::Gemm, KernelOp::Gemv),
-                (KernelOp::GemmSwiglu, KernelOp::GemvSwiglu),
-            ] {
+            for (gemm, gemv) in [(KernelOp::Gemm, KernelOp::Gemv), (KernelOp::GemmSwiglu, KernelOp::GemvSwiglu)] {
                 let nr = |op| select(op, &features, weight).unwrap().tile.nr;
                 assert_eq!(nr(gemm), nr(gemv));
             }
         }
     }
+}
+
+/// Says which rows no test on this machine can run. Written past the test harness, which hides what passing tests print.
+#[test]
+fn rows_not_run_here_are_named() {
+    let features = machine_features();
+    let (run, skipped): (Vec<_>, Vec<_>) =
+        kernels().iter().map(|row| row.name).partition(|name| resolve_for(name, &features).is_some());
+    let mut report = std::io::stderr().lock();
+    writeln!(report, "{} kernels run here, {} skipped: {}", run.len(), skipped.len(), skipped.join(" ")).unwrap();
+    assert_eq!(run.len() + skipped.len(), kernels().len());
 }

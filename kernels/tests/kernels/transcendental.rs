@@ -14,20 +14,12 @@ fn exp_is_accurate_over_its_range() {
             let x = -(step as f32) / 64.0;
             let pair = Guarded::of(&[0.0, x]);
             let mut y = Guarded::filled(2, 0.0);
-            kernel.run(&UnaryArgs {
-                x: pair.as_ptr(),
-                ldx: 2,
-                y: y.as_mut_ptr(),
-                ldy: 2,
-                rows: 1,
-                n: 2,
-            });
+            kernel.run(&UnaryArgs { x: pair.as_ptr(), ldx: 2, y: y.as_mut_ptr(), ldy: 2, rows: 1, n: 2 });
             let e = f64::from(x).exp();
             let wanted = e / (1.0 + e);
             // Spacing of f32 at the value, of subnormals at least.
             let ulp = f64::from(
-                (wanted as f32).abs().max(f32::MIN_POSITIVE).next_up()
-                    - (wanted as f32).abs().max(f32::MIN_POSITIVE),
+                (wanted as f32).abs().max(f32::MIN_POSITIVE).next_up() - (wanted as f32).abs().max(f32::MIN_POSITIVE),
             );
             let error = (f64::from(y[1]) - wanted).abs() / ulp;
             if error > worst.0 {
@@ -36,12 +28,6 @@ fn exp_is_accurate_over_its_range() {
         }
         println!("{}: {:.2} ulp at {}", kernel.row.name, worst.0, worst.1);
         // 2 of exp, and half each of the addition and the division.
-        assert!(
-            worst.0 <= 3.0,
-            "{}: {} ulp at {}",
-            kernel.row.name,
-            worst.0,
-            worst.1
-        );
+        assert!(worst.0 <= 3.0, "{}: {} ulp at {}", kernel.row.name, worst.0, worst.1);
     }
 }

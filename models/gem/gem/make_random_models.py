@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from .config import ATTENTION_KINDS, POLICIES, GemConfig
-from .margins import routing_margin
 from .model import Gem
-from .reference import REFERENCE_FILE, can_generate, prompt_arrays, save_prompts
+from .reference import REFERENCE_FILE, can_generate, clear_of_ties, prompt_arrays, save_prompts
 from .weights import named_tensors, round_weights, save_model, tensor_shapes
 
 MARGIN = 1e-4
@@ -217,15 +216,6 @@ def prompts(seed: int) -> list[Tensor]:
     return [torch.randperm(VOCAB, generator=rng)[:length] for length in LENGTHS]
 
 
-def clear_of_ties(model: Gem, ids: Tensor, arrays: dict[str, np.ndarray]) -> bool:
-    if "greedy" in arrays:
-        if arrays["greedy_margin"].min() < MARGIN:
-            return False
-        ids = torch.cat((ids, torch.from_numpy(arrays["greedy"])))
-    with torch.no_grad():
-        return routing_margin(model(ids[None]).routing, model.config.scar) > MARGIN
-
-
 def check_purpose(case: Case, arrays: list[dict[str, np.ndarray]]) -> bool:
     """That the model shows what it is there for."""
     modules = np.concatenate([a[key] for a in arrays for key in a if key.startswith("modules.")])
@@ -247,8 +237,8 @@ def make(case: Case, folder: Path) -> int:
         arrays = []
         for ids in prompts(seed):
             num_greedy = GREEDY_TOKENS if can_generate(model) else 0
-            one, _ = prompt_arrays(model, ids, list(range(len(ids))), num_greedy)
-            if case.construction != "zero_keys" and not clear_of_ties(model, ids, one):
+            one = prompt_arrays(model, ids, list(range(len(ids))), num_greedy)
+            if case.construction != "zero_keys" and not clear_of_ties(model, one, MARGIN):
                 break
             arrays.append(one)
         if len(arrays) == len(LENGTHS) and check_purpose(case, arrays):

@@ -32,7 +32,8 @@ def selection_margin(a: Tensor, scar: ScarConfig) -> float:
         mass = descending.double().cumsum(-1)
         # The mass decides while the prefix is at least k_min and below k_max long; a whole row's mass is just 1.
         decides = slice(max(scar.k_min, 1) - 1, min(scar.k_max, a.shape[-1]) - 1)
-        margins += [float(m) for m in (mass[..., decides] - scar.p).abs().flatten()]
+        gaps = (mass[..., decides] - scar.p).abs()
+        margins += [float(gaps.min())] if gaps.numel() else []
     if scar.policy in ("top_k", "top_p", "bidirectional"):
         taken = chosen if scar.policy == "top_p" else _top(a, scar.k_max)
         margins.append(boundary_gap(a, taken, -1))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,15 @@ from tqdm import tqdm
 
 from .config import GenerationError
 from .data import read_passages
-from .model import Gem, GemOutput, generate_greedy
+from .margins import routing_margin
+from .model import Gem, generate_greedy
 from .weights import TOKENIZER_FILE, load_model
 
 REFERENCE_FILE, PROMPTS_FILE = "reference.npz", "prompts.json"
 
 GREEDY_TOKENS = 64
 LOGITS_BUDGET_BYTES = 5_600_000
+MARGIN = 1e-5  # prompts with a decision nearer to a tie are passed over; rounding error in scores is below 1e-6
 # Eight a domain: one token, both sides of 16, 32 and 64, and past gem-mini's window of 64.
 LENGTHS = (
     (1, 2, 15, 16, 17, 33, 65, 80),
@@ -58,7 +61,7 @@ def can_generate(model: Gem) -> bool:
     return True
 
 
-def prompt_arrays(model: Gem, ids: Tensor, rows: list[int], num_greedy: int) -> tuple[dict[str, np.ndarray], GemOutput]:
+def prompt_arrays(model: Gem, ids: Tensor, rows: list[int], num_greedy: int) -> dict[str, np.ndarray]:
     """ids [T] → the arrays of one prompt, by the part of their name after `prompt.iii.`"""
     with torch.no_grad():
         out = model(ids[None])
@@ -75,7 +78,7 @@ def prompt_arrays(model: Gem, ids: Tensor, rows: list[int], num_greedy: int) -> 
         if num_greedy and can_generate(model):
             greedy = generate_greedy(model, ids, num_greedy)
             arrays["greedy"], arrays["greedy_margin"] = greedy.tokens, greedy.margins
-    return {name: t.numpy() for name, t in arrays.items()}, out
+    return {name: t.numpy() for name, t in arrays.items()}
 
 
 def save_prompts(path: Path, prompts: list[dict[str, np.ndarray]]) -> None:
@@ -92,44 +95,47 @@ def logits_rows(lengths: list[int], vocab_size: int) -> list[list[int]]:
     return [sorted({round((i + 1) * n / min(n, per_prompt)) - 1 for i in range(min(n, per_prompt))}) for n in lengths]
 
 
-def choose_prompts(tokenizer: Tokenizer, corpus: Path, domains: tuple[str, ...]) -> list[dict]:
-    """Eight beginnings of test passages per domain whose text encodes to exactly the wanted number of tokens."""
-    prompts = []
-    for d, domain in enumerate(domains):
-        passages = iter(read_passages(corpus, domain, "test"))
-        for length in LENGTHS[d % len(LENGTHS)]:
-            for text in passages:
-                ids = tokenizer.encode(text, add_special_tokens=False).ids[:length]
-                cut = tokenizer.decode(ids)
-                if len(ids) == length and tokenizer.encode(cut, add_special_tokens=False).ids == ids:
-                    prompts.append({"domain": domain, "text": cut, "ids": ids})
-                    break
-            else:
-                raise ValueError(f"{domain}: wanted a test passage that has a prompt of {length} tokens, found none")
-    return prompts
+def clear_of_ties(model: Gem, arrays: dict[str, np.ndarray], margin: float) -> bool:
+    """Whether every module, cluster and greedy token of this prompt is decided by more than `margin`."""
+    ids = torch.from_numpy(arrays["ids"])
+    if "greedy" in arrays:
+        if arrays["greedy_margin"].min() < margin:
+            return False
+        ids = torch.cat((ids, torch.from_numpy(arrays["greedy"])))
+    with torch.no_grad():
+        return routing_margin(model(ids[None]).routing, model.config.scar) > margin
+
+
+def prompts_of_length(tokenizer: Tokenizer, passages: Iterator[str], length: int) -> Iterator[tuple[str, list[int]]]:
+    """Beginnings of passages, as (text, ids), whose text encodes to just these ids."""
+    for passage in passages:
+        ids = tokenizer.encode(passage, add_special_tokens=False).ids[:length]
+        text = tokenizer.decode(ids)
+        if len(ids) == length and tokenizer.encode(text, add_special_tokens=False).ids == ids:
+            yield text, ids
 
 
 def write_references(folder: Path, corpus: Path, progress: bool = False) -> None:
     """reference.npz and prompts.json of a trained language model, from its stored (rounded) weights in fp32."""
     model = load_model(folder)
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    prompts = choose_prompts(tokenizer, corpus, model.config.domain_names)
-    rows = logits_rows([len(p["ids"]) for p in prompts], model.config.vocab_size)
-    arrays = [
-        prompt_arrays(model, torch.tensor(p["ids"]), r, GREEDY_TOKENS)[0]
-        for p, r in zip(tqdm(prompts, desc="references", disable=not progress), rows)
-    ]
-    save_prompts(folder / REFERENCE_FILE, arrays)
-    listed = [
-        {
-            "name": f"prompt.{i:03}",
-            "domain": p["domain"],
-            "num_tokens": len(p["ids"]),
-            "text": p["text"],
-            "greedy_text": tokenizer.decode(a["greedy"].tolist(), skip_special_tokens=False),
-        }
-        for i, (p, a) in enumerate(zip(prompts, arrays))
-    ]
+    domains = model.config.domain_names
+    wanted = [(domain, n) for d, domain in enumerate(domains) for n in LENGTHS[d % len(LENGTHS)]]
+    rows = logits_rows([n for _, n in wanted], model.config.vocab_size)
+    passages = {domain: iter(read_passages(corpus, domain, "test")) for domain in domains}
+    stored, listed = [], []
+    for (domain, length), kept in zip(tqdm(wanted, desc="references", disable=not progress), rows):
+        for text, ids in prompts_of_length(tokenizer, passages[domain], length):
+            arrays = prompt_arrays(model, torch.tensor(ids), kept, GREEDY_TOKENS)
+            if clear_of_ties(model, arrays, MARGIN):
+                break
+        else:
+            raise ValueError(f"{domain}: wanted a test passage for a prompt of {length} tokens, found none left")
+        greedy_text = tokenizer.decode(arrays["greedy"].tolist(), skip_special_tokens=False)
+        name = f"prompt.{len(listed):03}"
+        listed.append({"name": name, "domain": domain, "num_tokens": length, "text": text, "greedy_text": greedy_text})
+        stored.append(arrays)
+    save_prompts(folder / REFERENCE_FILE, stored)
     text = json.dumps(listed, indent=1, ensure_ascii=False)
     (folder / PROMPTS_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -35,7 +35,9 @@ class Recipe:
     length: int  # tokens per sequence
     learning_rate: float
     warmup_steps: int
-    final_rate: float = 0.05  # the cosine ends at this share of learning_rate
+    horizon_steps: int  # where the cosine would end
+    cooldown_steps: int  # the last of `steps`, in which the rate also falls linearly, so a run may stop early
+    final_rate: float = 0.05  # cosine and cooldown end at this share of their start
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     domain_weight: float = 0.5
@@ -44,18 +46,23 @@ class Recipe:
     module_budget: float = 5.0  # wanted effective number of modules, exp of the entropy of a
     seed: int = 0
     bf16: bool = True
-    checkpoint_every: int = 250
+    checkpoint_every: int = 50
     evaluate_every: int = 250
     log_every: int = 25
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine."""
+    """Linear warm-up, then a cosine; over the last steps a linear cooldown on top of it."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    share = recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
-    return recipe.learning_rate * share
+
+    def scaled(left: float) -> float:  # from 1 to final_rate while `left` goes from 1 to 0
+        return recipe.final_rate + (1 - recipe.final_rate) * left
+
+    done = min(1.0, (step - recipe.warmup_steps) / max(1, recipe.horizon_steps - recipe.warmup_steps))
+    lr = recipe.learning_rate * scaled(0.5 * (1 + math.cos(math.pi * done)))
+    left = (recipe.steps - step) / max(1, recipe.cooldown_steps)
+    return lr * scaled(min(1.0, max(0.0, left)))
 
 
 def losses(out: GemOutput, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:

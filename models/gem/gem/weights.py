@@ -138,6 +138,7 @@ def save_model(model: Gem, folder: str | Path, dtype: str) -> None:
         if not t.isfinite().all():
             raise WeightsError(f"{name}: wanted finite values, found some that {dtype} cannot hold")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / WEIGHTS_FILE).chmod(0o644)  # it is written for its owner alone
 
 
 def round_weights(model: Gem, dtype: str) -> None:

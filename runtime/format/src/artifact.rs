@@ -3,8 +3,8 @@
 use core::ops::Range;
 
 use crate::{
-    Buffer, Component, DomainName, Entry, Extent, Fault, Feature, FormatError, Kernel, MINOR,
-    Manifest, Place, Plan, Port, Section, SectionKind, StateBuffer, Step, Table, Target, Tensor,
+    Buffer, Component, DomainName, Entry, Extent, Fault, Feature, FormatError, Kernel, MINOR, Manifest, Place, Plan,
+    Port, Section, SectionKind, StateBuffer, Step, Table, Target, Tensor,
     container::{HEADER_BYTES, Header, SECTION_RECORD_BYTES, nonzero},
     contents::{Contents, Sections},
 };
@@ -30,10 +30,7 @@ impl<'a> Artifact<'a> {
     /// The time is that of the tables and the code, whatever the size of the weights.
     pub fn parse(file: &'a [u8]) -> Result<Self, FormatError> {
         let header = Header::parse(file)?;
-        let mut sections = Sections {
-            newer: header.minor > MINOR,
-            ..Sections::default()
-        };
+        let mut sections = Sections { newer: header.minor > MINOR, ..Sections::default() };
         let (mut code_offset, mut weights_offset) = (0, 0);
         for section in header.sections(file) {
             let section = section?;
@@ -63,11 +60,7 @@ impl<'a> Artifact<'a> {
         }
         let raw = |kind: SectionKind| sections.bytes.get(kind.index()).copied().flatten();
         let required = |kind: SectionKind| {
-            raw(kind).ok_or(FormatError::new(
-                Place::SectionTable,
-                0,
-                Fault::Missing { what: kind.name() },
-            ))
+            raw(kind).ok_or(FormatError::new(Place::SectionTable, 0, Fault::Missing { what: kind.name() }))
         };
         Ok(Self {
             file,
@@ -90,11 +83,7 @@ impl<'a> Artifact<'a> {
                 return Err(FormatError::new(
                     Place::Padding,
                     end as u64 + at,
-                    Fault::Exactly {
-                        what: "padding byte",
-                        wanted: 0,
-                        found,
-                    },
+                    Fault::Exactly { what: "padding byte", wanted: 0, found },
                 ));
             }
             let bytes = section.slice(self.file).unwrap_or_default();
@@ -231,9 +220,5 @@ fn check_crc(section: &Section, bytes: &[u8]) -> Result<(), FormatError> {
         return Ok(());
     }
     let wanted = section.crc32;
-    Err(FormatError::new(
-        section.place(),
-        0,
-        Fault::Checksum { wanted, found },
-    ))
+    Err(FormatError::new(section.place(), 0, Fault::Checksum { wanted, found }))
 }

@@ -13,9 +13,8 @@ use std::{
 };
 
 use crate::{
-    Buffer, Component, DomainName, Entry, Extent, Feature, FormatError, Kernel, MAX_SECTIONS,
-    Manifest, Plan, Port, Record, SECTION_ALIGN, Section, SectionFlags, SectionKind, StateBuffer,
-    Step, Target, Tensor,
+    Buffer, Component, DomainName, Entry, Extent, Feature, FormatError, Kernel, MAX_SECTIONS, Manifest, Plan, Port,
+    Record, SECTION_ALIGN, Section, SectionFlags, SectionKind, StateBuffer, Step, Target, Tensor,
     container::{HEADER_BYTES, SECTION_RECORD_BYTES, write_header},
     contents::{Contents, Sections},
     record::StringPool,
@@ -48,10 +47,9 @@ impl fmt::Display for WriteError {
         match self {
             WriteError::Io { doing, source } => write!(f, "artifact: {doing}: {source}"),
             WriteError::Format(error) => write!(f, "artifact to be written: {error}"),
-            WriteError::WeightsSize { wanted, found } => write!(
-                f,
-                "weights to be written: size, wanted {wanted} bytes (the plan), found {found}"
-            ),
+            WriteError::WeightsSize { wanted, found } => {
+                write!(f, "weights to be written: size, wanted {wanted} bytes (the plan), found {found}")
+            }
         }
     }
 }
@@ -195,12 +193,8 @@ impl ArtifactBuilder {
         out.flush().map_err(io_error("write"))?;
         drop(out);
         file.as_file().sync_all().map_err(io_error("sync"))?;
-        file.persist(path)
-            .map_err(|error| error.error)
-            .map_err(io_error("rename into place"))?;
-        std::fs::File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(io_error("sync its folder"))?;
+        file.persist(path).map_err(|error| error.error).map_err(io_error("rename into place"))?;
+        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync its folder"))?;
         Ok(bytes)
     }
 
@@ -232,33 +226,19 @@ impl ArtifactBuilder {
             pad(out, offset - end).map_err(io_error("write"))?;
             out.write_all(bytes).map_err(io_error("write"))?;
             end = offset + bytes.len() as u64;
-            table.push(row(
-                *kind,
-                offset,
-                bytes.len() as u64,
-                crc32fast::hash(bytes),
-            ));
+            table.push(row(*kind, offset, bytes.len() as u64, crc32fast::hash(bytes)));
         }
         let offset = end.next_multiple_of(SECTION_ALIGN);
         pad(out, offset - end).map_err(io_error("write"))?;
-        let mut writer = WeightsWriter {
-            out,
-            position: 0,
-            limit: self.weights_bytes,
-            crc: crc32fast::Hasher::new(),
-        };
+        let mut writer = WeightsWriter { out, position: 0, limit: self.weights_bytes, crc: crc32fast::Hasher::new() };
         weights(&mut writer).map_err(io_error("write the weights"))?;
         let (found, crc) = (writer.position, writer.crc.finalize());
         if found != self.weights_bytes {
-            return Err(WriteError::WeightsSize {
-                wanted: self.weights_bytes,
-                found,
-            });
+            return Err(WriteError::WeightsSize { wanted: self.weights_bytes, found });
         }
         table.push(row(SectionKind::Weights, offset, found, crc));
         out.seek(SeekFrom::Start(0)).map_err(io_error("seek"))?;
-        out.write_all(&write_header(&table))
-            .map_err(io_error("write"))?;
+        out.write_all(&write_header(&table)).map_err(io_error("write"))?;
         Ok(offset + found)
     }
 
@@ -287,10 +267,7 @@ impl ArtifactBuilder {
 
     /// What a reader would check.
     fn check(&self, payloads: &[(SectionKind, Cow<'_, [u8]>)]) -> Result<(), FormatError> {
-        let mut sections = Sections {
-            weights_bytes: self.weights_bytes,
-            ..Sections::default()
-        };
+        let mut sections = Sections { weights_bytes: self.weights_bytes, ..Sections::default() };
         for (kind, bytes) in payloads {
             sections.bytes[kind.index()] = Some(bytes);
         }
@@ -299,14 +276,7 @@ impl ArtifactBuilder {
 }
 
 fn row(kind: SectionKind, offset: u64, bytes: u64, crc32: u32) -> Section {
-    Section {
-        kind: Some(kind),
-        kind_code: kind as u32,
-        flags: SectionFlags::CRITICAL,
-        offset,
-        bytes,
-        crc32,
-    }
+    Section { kind: Some(kind), kind_code: kind as u32, flags: SectionFlags::CRITICAL, offset, bytes, crc32 }
 }
 
 fn pad(out: &mut dyn Write, bytes: u64) -> io::Result<()> {

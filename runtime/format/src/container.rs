@@ -121,19 +121,13 @@ impl Header {
     pub(crate) fn parse(file: &[u8]) -> Result<Self, FormatError> {
         let at = |offset: u64| move |fault| FormatError::new(Place::Header, offset, fault);
         let Some(magic) = file.first_chunk::<8>() else {
-            return Err(at(0)(Fault::Truncated {
-                wanted: HEADER_BYTES as u64,
-                found: file.len() as u64,
-            }));
+            return Err(at(0)(Fault::Truncated { wanted: HEADER_BYTES as u64, found: file.len() as u64 }));
         };
         if *magic != MAGIC {
             return Err(at(0)(Fault::Magic { found: *magic }));
         }
         let Some(header) = file.get(..HEADER_BYTES) else {
-            return Err(at(0)(Fault::Truncated {
-                wanted: HEADER_BYTES as u64,
-                found: file.len() as u64,
-            }));
+            return Err(at(0)(Fault::Truncated { wanted: HEADER_BYTES as u64, found: file.len() as u64 }));
         };
         let version = u32_at(header, 8).map_err(at(8))?;
         let (major, minor) = (version as u16, (version >> 16) as u16);
@@ -156,34 +150,19 @@ impl Header {
         let file_bytes = u64_at(header, 16).map_err(at(16))?;
         let found = file.len() as u64;
         if found < file_bytes {
-            return Err(at(16)(Fault::Truncated {
-                wanted: file_bytes,
-                found,
-            }));
+            return Err(at(16)(Fault::Truncated { wanted: file_bytes, found }));
         }
         if found > file_bytes {
-            return Err(at(16)(Fault::Exactly {
-                what: "length of the file",
-                wanted: file_bytes,
-                found,
-            }));
+            return Err(at(16)(Fault::Exactly { what: "length of the file", wanted: file_bytes, found }));
         }
         if let Some(byte) = nonzero(header.get(28..60).unwrap_or_default()) {
-            return Err(at(28 + byte.0)(Fault::Exactly {
-                what: "reserved byte",
-                wanted: 0,
-                found: byte.1,
-            }));
+            return Err(at(28 + byte.0)(Fault::Exactly { what: "reserved byte", wanted: 0, found: byte.1 }));
         }
         let table = section_table(file, sections)?;
         let wanted = u32_at(header, 24).map_err(at(24))?;
         let found = crc32fast::hash(table);
         if wanted != found {
-            return Err(FormatError::new(
-                Place::SectionTable,
-                0,
-                Fault::Checksum { wanted, found },
-            ));
+            return Err(FormatError::new(Place::SectionTable, 0, Fault::Checksum { wanted, found }));
         }
         let this = Self { minor, sections };
         this.check_sections(file)?;
@@ -191,20 +170,14 @@ impl Header {
     }
 
     /// The rows of the section table.
-    pub(crate) fn sections<'a>(
-        &self,
-        file: &'a [u8],
-    ) -> impl Iterator<Item = Result<Section, FormatError>> + use<'a> {
+    pub(crate) fn sections<'a>(&self, file: &'a [u8]) -> impl Iterator<Item = Result<Section, FormatError>> + use<'a> {
         let table = section_table(file, self.sections).unwrap_or_default();
-        table
-            .chunks_exact(SECTION_RECORD_BYTES)
-            .enumerate()
-            .map(|(index, record)| {
-                section(record).map_err(|(at, fault)| {
-                    let offset = index * SECTION_RECORD_BYTES + at;
-                    FormatError::new(Place::SectionTable, offset as u64, fault)
-                })
+        table.chunks_exact(SECTION_RECORD_BYTES).enumerate().map(|(index, record)| {
+            section(record).map_err(|(at, fault)| {
+                let offset = index * SECTION_RECORD_BYTES + at;
+                FormatError::new(Place::SectionTable, offset as u64, fault)
             })
+        })
     }
 
     fn check_sections(&self, file: &[u8]) -> Result<(), FormatError> {
@@ -225,44 +198,22 @@ impl Header {
                     }
                 }
                 None if section.flags.contains(SectionFlags::CRITICAL) => {
-                    return Err(at(
-                        0,
-                        Fault::UnknownSection {
-                            kind: section.kind_code,
-                        },
-                    ));
+                    return Err(at(0, Fault::UnknownSection { kind: section.kind_code }));
                 }
                 None => {}
             }
             if section.offset % SECTION_ALIGN != 0 {
                 return Err(at(
                     8,
-                    Fault::Value {
-                        what: "begin of the section",
-                        wanted: "a multiple of 65536",
-                        found: section.offset,
-                    },
+                    Fault::Value { what: "begin of the section", wanted: "a multiple of 65536", found: section.offset },
                 ));
             }
             if section.offset < end {
-                return Err(at(
-                    8,
-                    Fault::Overlap {
-                        previous_end: end,
-                        found: section.offset,
-                    },
-                ));
+                return Err(at(8, Fault::Overlap { previous_end: end, found: section.offset }));
             }
             let found = section.offset.saturating_add(section.bytes);
             if found > file.len() as u64 {
-                return Err(at(
-                    16,
-                    Fault::AtMost {
-                        what: "end of the section",
-                        wanted: file.len() as u64,
-                        found,
-                    },
-                ));
+                return Err(at(16, Fault::AtMost { what: "end of the section", wanted: file.len() as u64, found }));
             }
             end = found;
         }
@@ -270,11 +221,7 @@ impl Header {
             return Err(FormatError::new(
                 Place::Header,
                 16,
-                Fault::Exactly {
-                    what: "length of the file",
-                    wanted: end,
-                    found: file.len() as u64,
-                },
+                Fault::Exactly { what: "length of the file", wanted: end, found: file.len() as u64 },
             ));
         }
         Ok(())
@@ -287,10 +234,7 @@ fn section_table(file: &[u8], sections: u32) -> Result<&[u8], FormatError> {
     rest.get(..wanted).ok_or(FormatError::new(
         Place::SectionTable,
         0,
-        Fault::Truncated {
-            wanted: wanted as u64,
-            found: rest.len() as u64,
-        },
+        Fault::Truncated { wanted: wanted as u64, found: rest.len() as u64 },
     ))
 }
 
@@ -300,26 +244,13 @@ fn section(record: &[u8]) -> Result<Section, (usize, Fault)> {
     let bits = u32_at(record, 4).map_err(at(4))?;
     let reserved = u32_at(record, 28).map_err(at(28))?;
     if reserved != 0 {
-        return Err((
-            28,
-            Fault::Exactly {
-                what: "reserved field",
-                wanted: 0,
-                found: u64::from(reserved),
-            },
-        ));
+        return Err((28, Fault::Exactly { what: "reserved field", wanted: 0, found: u64::from(reserved) }));
     }
     Ok(Section {
         kind: SectionKind::from_code(kind_code),
         kind_code,
-        flags: SectionFlags::from_bits(bits).ok_or((
-            4,
-            Fault::Value {
-                what: "flags of the section",
-                wanted: "0 or 1",
-                found: u64::from(bits),
-            },
-        ))?,
+        flags: SectionFlags::from_bits(bits)
+            .ok_or((4, Fault::Value { what: "flags of the section", wanted: "0 or 1", found: u64::from(bits) }))?,
         offset: u64_at(record, 8).map_err(at(8))?,
         bytes: u64_at(record, 16).map_err(at(16))?,
         crc32: u32_at(record, 24).map_err(at(24))?,

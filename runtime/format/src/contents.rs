@@ -1,9 +1,9 @@
 //! The tables of an artifact, and what must hold between them.
 
 use crate::{
-    Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Fault, Feature, FormatError,
-    Head, Kernel, Manifest, ManifestFlags, NO_INDEX, Packing, Place, Plan, Port, Region, Rows,
-    SectionKind, StateBuffer, Step, Table, Target, Tensor, table::TableSection,
+    Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Fault, Feature, FormatError, Head, Kernel,
+    Manifest, ManifestFlags, NO_INDEX, Packing, Place, Plan, Port, Region, Rows, SectionKind, StateBuffer, Step, Table,
+    Target, Tensor, table::TableSection,
 };
 
 /// Alignment of tensors in the weights section.
@@ -56,11 +56,7 @@ impl<'a> Contents<'a> {
     pub(crate) fn parse(sections: &Sections<'a>) -> Result<Self, FormatError> {
         let section = |kind: SectionKind| {
             let bytes = sections.bytes.get(kind.index()).copied().flatten();
-            let bytes = bytes.ok_or(FormatError::new(
-                Place::SectionTable,
-                0,
-                Fault::Missing { what: kind.name() },
-            ))?;
+            let bytes = bytes.ok_or(FormatError::new(Place::SectionTable, 0, Fault::Missing { what: kind.name() }))?;
             TableSection::parse(kind, bytes, sections.newer)
         };
         let manifest = section(SectionKind::Manifest)?;
@@ -99,11 +95,7 @@ impl<'a> Contents<'a> {
         let at = |fault| FormatError::new(Place::Section(SectionKind::Manifest), 0, fault);
         let within = |what, wanted: u32, found: u32| {
             if found == 0 {
-                Err(at(Fault::Value {
-                    what,
-                    wanted: "at least 1",
-                    found: 0,
-                }))
+                Err(at(Fault::Value { what, wanted: "at least 1", found: 0 }))
             } else {
                 at_most(what, u64::from(wanted), u64::from(found)).map_err(at)
             }
@@ -139,12 +131,7 @@ impl<'a> Contents<'a> {
             }));
         }
         if !self.domain_names.is_empty() {
-            exactly(
-                "number of domain names",
-                u64::from(m.num_domains),
-                self.domain_names.len() as u64,
-            )
-            .map_err(at)?;
+            exactly("number of domain names", u64::from(m.num_domains), self.domain_names.len() as u64).map_err(at)?;
         }
         Ok(())
     }
@@ -154,14 +141,8 @@ impl<'a> Contents<'a> {
         at_most("number of entries", MAX_ENTRIES as u64, entries as u64)
             .map_err(|fault| self.entries.error(0, fault))?;
         for (index, entry) in self.entries.iter().enumerate() {
-            range("Entry.offset", entry.offset, 1, code_bytes)
-                .map_err(|fault| self.entries.error(index, fault))?;
-            if self
-                .entries
-                .iter()
-                .take(index)
-                .any(|e| e.name == entry.name)
-            {
+            range("Entry.offset", entry.offset, 1, code_bytes).map_err(|fault| self.entries.error(index, fault))?;
+            if self.entries.iter().take(index).any(|e| e.name == entry.name) {
                 let fault = Fault::Duplicate { what: "Entry.name" };
                 return Err(self.entries.error(index, fault));
             }
@@ -181,8 +162,7 @@ impl<'a> Contents<'a> {
             range("Step", step.offset, u64::from(step.bytes), code_bytes)
                 .map_err(|fault| self.steps.error(index, fault))?;
             let last = entries.saturating_sub(1) as u64;
-            at_most("Step.entry", last, u64::from(step.entry))
-                .map_err(|fault| self.steps.error(index, fault))?;
+            at_most("Step.entry", last, u64::from(step.entry)).map_err(|fault| self.steps.error(index, fault))?;
         }
         Ok(())
     }
@@ -195,13 +175,7 @@ impl<'a> Contents<'a> {
         exactly("weights_bytes", weights_bytes, plan.weights_bytes).map_err(at)?;
         for (index, buffer) in self.buffers.iter().enumerate() {
             range("Buffer", buffer.offset, buffer.bytes, plan.arena_bytes)
-                .and_then(|()| {
-                    at_most(
-                        "Buffer.first_step",
-                        u64::from(buffer.last_step),
-                        u64::from(buffer.first_step),
-                    )
-                })
+                .and_then(|()| at_most("Buffer.first_step", u64::from(buffer.last_step), u64::from(buffer.first_step)))
                 .map_err(|fault| self.buffers.error(index, fault))?;
         }
         for (index, state) in self.state_buffers.iter().enumerate() {
@@ -213,8 +187,7 @@ impl<'a> Contents<'a> {
 
     fn check_ports(&self) -> Result<(), FormatError> {
         for (index, port) in self.ports.iter().enumerate() {
-            self.check_port(&port)
-                .map_err(|fault| self.ports.error(index, fault))?;
+            self.check_port(&port).map_err(|fault| self.ports.error(index, fault))?;
         }
         Ok(())
     }
@@ -263,14 +236,10 @@ impl<'a> Contents<'a> {
             range("Tensor", tensor.offset, tensor.bytes, weights_bytes)
                 .and_then(|()| aligned("Tensor.offset", tensor.offset, TENSOR_ALIGN))
                 .and_then(|()| match tensor.packing {
-                    Packing::RowMajor => {
-                        exactly("Tensor.panel_width", 0, u64::from(tensor.panel_width))
+                    Packing::RowMajor => exactly("Tensor.panel_width", 0, u64::from(tensor.panel_width)),
+                    Packing::Panels if tensor.panel_width == 0 => {
+                        Err(Fault::Value { what: "Tensor.panel_width", wanted: "at least 1", found: 0 })
                     }
-                    Packing::Panels if tensor.panel_width == 0 => Err(Fault::Value {
-                        what: "Tensor.panel_width",
-                        wanted: "at least 1",
-                        found: 0,
-                    }),
                     Packing::Panels => Ok(()),
                 })
                 .map_err(|fault| self.tensors.error(index, fault))?;
@@ -280,11 +249,9 @@ impl<'a> Contents<'a> {
             let below = |what, index: u32, count: u32| match index {
                 NO_INDEX => Ok(()),
                 index if index < count => Ok(()),
-                index => Err(Fault::AtMost {
-                    what,
-                    wanted: u64::from(count.saturating_sub(1)),
-                    found: u64::from(index),
-                }),
+                index => {
+                    Err(Fault::AtMost { what, wanted: u64::from(count.saturating_sub(1)), found: u64::from(index) })
+                }
             };
             range("Extent", extent.offset, extent.bytes, weights_bytes)
                 .and_then(|()| aligned("Extent.offset", extent.offset, EXTENT_ALIGN))
@@ -292,59 +259,31 @@ impl<'a> Contents<'a> {
                 .and_then(|()| below("Extent.module", extent.module, self.manifest.num_clusters))
                 .and_then(|()| {
                     if extent.offset < end {
-                        return Err(Fault::Overlap {
-                            previous_end: end,
-                            found: extent.offset,
-                        });
+                        return Err(Fault::Overlap { previous_end: end, found: extent.offset });
                     }
                     Ok(())
                 })
                 .map_err(|fault| self.extents.error(index, fault))?;
             end = extent.offset + extent.bytes;
         }
-        at_most("number of targets", 1, self.target.len() as u64)
-            .map_err(|fault| self.target.error(0, fault))
+        at_most("number of targets", 1, self.target.len() as u64).map_err(|fault| self.target.error(0, fault))
     }
 }
 
 fn at_most(what: &'static str, wanted: u64, found: u64) -> Result<(), Fault> {
-    if found <= wanted {
-        Ok(())
-    } else {
-        Err(Fault::AtMost {
-            what,
-            wanted,
-            found,
-        })
-    }
+    if found <= wanted { Ok(()) } else { Err(Fault::AtMost { what, wanted, found }) }
 }
 
 fn exactly(what: &'static str, wanted: u64, found: u64) -> Result<(), Fault> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(Fault::Exactly {
-            what,
-            wanted,
-            found,
-        })
-    }
+    if found == wanted { Ok(()) } else { Err(Fault::Exactly { what, wanted, found }) }
 }
 
 fn aligned(what: &'static str, found: u64, align: u64) -> Result<(), Fault> {
     if found.is_multiple_of(align) {
         return Ok(());
     }
-    let wanted = if align == TENSOR_ALIGN {
-        "a multiple of 64"
-    } else {
-        "a multiple of 4096"
-    };
-    Err(Fault::Value {
-        what,
-        wanted,
-        found,
-    })
+    let wanted = if align == TENSOR_ALIGN { "a multiple of 64" } else { "a multiple of 4096" };
+    Err(Fault::Value { what, wanted, found })
 }
 
 /// `offset..offset + bytes` lies within `limit` bytes.

@@ -116,11 +116,7 @@ pub enum Fault {
 
 impl FormatError {
     pub(crate) const fn new(place: Place, offset: u64, fault: Fault) -> Self {
-        Self {
-            place,
-            offset,
-            fault,
-        }
+        Self { place, offset, fault }
     }
 
     /// What the reader of the error can do about it.
@@ -138,9 +134,7 @@ impl FormatError {
             | Fault::Text { .. }
             | Fault::Missing { .. }
             | Fault::Duplicate { .. }
-            | Fault::Overlap { .. } => {
-                "the file is damaged or its producer is faulty: compile the model again"
-            }
+            | Fault::Overlap { .. } => "the file is damaged or its producer is faulty: compile the model again",
         }
     }
 }
@@ -162,63 +156,33 @@ impl fmt::Display for Fault {
             Fault::Truncated { wanted, found } => {
                 write!(f, "ends early, wanted {wanted} bytes, found {found}")
             }
-            Fault::Magic { found } => write!(
-                f,
-                "magic, wanted \"{}\", found \"{}\"",
-                crate::MAGIC.escape_ascii(),
-                found.escape_ascii()
-            ),
-            Fault::Version { major, minor } => write!(
-                f,
-                "format version, wanted {}.x, found {major}.{minor}",
-                crate::MAJOR
-            ),
+            Fault::Magic { found } => {
+                write!(f, "magic, wanted \"{}\", found \"{}\"", crate::MAGIC.escape_ascii(), found.escape_ascii())
+            }
+            Fault::Version { major, minor } => {
+                write!(f, "format version, wanted {}.x, found {major}.{minor}", crate::MAJOR)
+            }
             Fault::Checksum { wanted, found } => {
                 write!(f, "checksum, wanted {wanted:#010x}, found {found:#010x}")
             }
-            Fault::Value {
-                what,
-                wanted,
-                found,
-            } => write!(f, "{what}, wanted {wanted}, found {found}"),
-            Fault::AtMost {
-                what,
-                wanted,
-                found,
-            } => write!(f, "{what}, wanted at most {wanted}, found {found}"),
-            Fault::Exactly {
-                what,
-                wanted,
-                found,
-            } => write!(f, "{what}, wanted {wanted}, found {found}"),
+            Fault::Value { what, wanted, found } => write!(f, "{what}, wanted {wanted}, found {found}"),
+            Fault::AtMost { what, wanted, found } => write!(f, "{what}, wanted at most {wanted}, found {found}"),
+            Fault::Exactly { what, wanted, found } => write!(f, "{what}, wanted {wanted}, found {found}"),
             Fault::Text { what } => write!(f, "{what}, wanted UTF-8 text, found other bytes"),
             Fault::Missing { what } => write!(f, "{what}, wanted one, found none"),
             Fault::Duplicate { what } => write!(f, "{what}, wanted one, found two"),
-            Fault::Overlap {
-                previous_end,
-                found,
-            } => write!(
+            Fault::Overlap { previous_end, found } => write!(
                 f,
                 "begin of the section, wanted at least {previous_end} (end of the previous one), found {found}"
             ),
-            Fault::UnknownSection { kind } => write!(
-                f,
-                "critical section, wanted a known kind, found kind {kind}"
-            ),
+            Fault::UnknownSection { kind } => write!(f, "critical section, wanted a known kind, found kind {kind}"),
         }
     }
 }
 
 impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}, byte {:#x}: {}\nhint: {}",
-            self.place,
-            self.offset,
-            self.fault,
-            self.hint()
-        )
+        write!(f, "{}, byte {:#x}: {}\nhint: {}", self.place, self.offset, self.fault, self.hint())
     }
 }
 

@@ -19,10 +19,7 @@ pub trait Field<'a>: Copy {
 pub(crate) fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Fault> {
     match bytes.first_chunk::<N>() {
         Some(chunk) => Ok(*chunk),
-        None => Err(Fault::Truncated {
-            wanted: N as u64,
-            found: bytes.len() as u64,
-        }),
+        None => Err(Fault::Truncated { wanted: N as u64, found: bytes.len() as u64 }),
     }
 }
 
@@ -67,15 +64,9 @@ impl<'a> Field<'a> for &'a str {
         let (offset, len) = (packed & 0xffff_ffff, packed >> 32);
         let end = offset + len;
         if end > strings.len() as u64 {
-            return Err(Fault::AtMost {
-                what,
-                wanted: strings.len() as u64,
-                found: end,
-            });
+            return Err(Fault::AtMost { what, wanted: strings.len() as u64, found: end });
         }
-        strings
-            .get(offset as usize..end as usize)
-            .ok_or(Fault::Text { what })
+        strings.get(offset as usize..end as usize).ok_or(Fault::Text { what })
     }
 
     #[cfg(feature = "std")]
@@ -139,17 +130,9 @@ macro_rules! flags_field {
         impl<'a> $crate::field::Field<'a> for $name {
             const BYTES: usize = 4;
 
-            fn read(
-                what: &'static str,
-                bytes: &'a [u8],
-                _: &'a str,
-            ) -> Result<Self, $crate::Fault> {
+            fn read(what: &'static str, bytes: &'a [u8], _: &'a str) -> Result<Self, $crate::Fault> {
                 let bits = u32::from_le_bytes($crate::field::array(bytes)?);
-                Self::from_bits(bits).ok_or($crate::Fault::Value {
-                    what,
-                    wanted: $wanted,
-                    found: u64::from(bits),
-                })
+                Self::from_bits(bits).ok_or($crate::Fault::Value { what, wanted: $wanted, found: u64::from(bits) })
             }
 
             #[cfg(feature = "std")]

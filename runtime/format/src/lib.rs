@@ -51,16 +51,13 @@ mod table;
 pub use artifact::Artifact;
 #[cfg(feature = "std")]
 pub use builder::{ArtifactBuilder, WeightsWriter, WriteError};
-pub use container::{
-    MAGIC, MAJOR, MAX_SECTIONS, MINOR, SECTION_ALIGN, Section, SectionFlags, SectionKind,
-};
+pub use container::{MAGIC, MAJOR, MAX_SECTIONS, MINOR, SECTION_ALIGN, Section, SectionFlags, SectionKind};
 pub use contents::{ENTRY_DECODE, ENTRY_PREFILL, EXTENT_ALIGN, MAX_MEMORY_BYTES, TENSOR_ALIGN};
 pub use error::{Fault, FormatError, Place};
 pub use record::Record;
 pub use records::{
-    Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Feature, Head, Isa, Kernel,
-    Manifest, ManifestFlags, NO_INDEX, Packing, Plan, Port, Region, Rows, StateBuffer, Step,
-    Target, Tensor,
+    Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Feature, Head, Isa, Kernel, Manifest,
+    ManifestFlags, NO_INDEX, Packing, Plan, Port, Region, Rows, StateBuffer, Step, Target, Tensor,
 };
 pub use table::{Table, TableIter};
 

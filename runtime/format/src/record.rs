@@ -47,10 +47,8 @@ impl StringPool {
         if let Some(&place) = self.known.get(text) {
             return place;
         }
-        let place = (
-            u32::try_from(self.bytes.len()).unwrap_or(u32::MAX),
-            u32::try_from(text.len()).unwrap_or(u32::MAX),
-        );
+        let place =
+            (u32::try_from(self.bytes.len()).unwrap_or(u32::MAX), u32::try_from(text.len()).unwrap_or(u32::MAX));
         self.bytes.extend_from_slice(text.as_bytes());
         self.known.insert(text.into(), place);
         place

@@ -20,36 +20,17 @@ pub(crate) struct TableSection<'a> {
 
 impl<'a> TableSection<'a> {
     /// Checks the layout: tables follow each other without gaps, the string pool follows them and ends the section.
-    pub(crate) fn parse(
-        kind: SectionKind,
-        bytes: &'a [u8],
-        newer: bool,
-    ) -> Result<Self, FormatError> {
-        let error =
-            |offset: usize, fault| FormatError::new(Place::Section(kind), offset as u64, fault);
+    pub(crate) fn parse(kind: SectionKind, bytes: &'a [u8], newer: bool) -> Result<Self, FormatError> {
+        let error = |offset: usize, fault| FormatError::new(Place::Section(kind), offset as u64, fault);
         let word = |at: usize| {
-            u32::read("", bytes.get(at..).unwrap_or_default(), "").map_err(|_| {
-                error(
-                    at,
-                    Fault::Truncated {
-                        wanted: at as u64 + 4,
-                        found: bytes.len() as u64,
-                    },
-                )
-            })
+            u32::read("", bytes.get(at..).unwrap_or_default(), "")
+                .map_err(|_| error(at, Fault::Truncated { wanted: at as u64 + 4, found: bytes.len() as u64 }))
         };
         let exactly = |at: usize, what, wanted: u64, found: u32| {
             if wanted == u64::from(found) {
                 Ok(())
             } else {
-                Err(error(
-                    at,
-                    Fault::Exactly {
-                        what,
-                        wanted,
-                        found: u64::from(found),
-                    },
-                ))
+                Err(error(at, Fault::Exactly { what, wanted, found: u64::from(found) }))
             }
         };
         let (tables, strings_offset, strings_bytes) = (word(0)?, word(4)?, word(8)?);
@@ -57,11 +38,7 @@ impl<'a> TableSection<'a> {
         if tables > MAX_TABLES {
             return Err(error(
                 0,
-                Fault::AtMost {
-                    what: "number of tables",
-                    wanted: u64::from(MAX_TABLES),
-                    found: u64::from(tables),
-                },
+                Fault::AtMost { what: "number of tables", wanted: u64::from(MAX_TABLES), found: u64::from(tables) },
             ));
         }
         let mut end = PREFIX_BYTES as u64 + u64::from(tables) * DIRECTORY_BYTES as u64;
@@ -84,11 +61,7 @@ impl<'a> TableSection<'a> {
             if end > bytes.len() as u64 {
                 return Err(error(
                     at + 4,
-                    Fault::AtMost {
-                        what: "end of the table",
-                        wanted: bytes.len() as u64,
-                        found: end,
-                    },
+                    Fault::AtMost { what: "end of the table", wanted: bytes.len() as u64, found: end },
                 ));
             }
         }
@@ -96,50 +69,25 @@ impl<'a> TableSection<'a> {
         let wanted = bytes.len() as u64 - end;
         exactly(8, "bytes of the strings", wanted, strings_bytes)?;
         let pool = bytes.get(end as usize..).unwrap_or_default();
-        let strings = core::str::from_utf8(pool).map_err(|utf8| {
-            error(
-                end as usize + utf8.valid_up_to(),
-                Fault::Text { what: "strings" },
-            )
-        })?;
-        Ok(Self {
-            kind,
-            bytes,
-            tables,
-            strings,
-            newer,
-        })
+        let strings = core::str::from_utf8(pool)
+            .map_err(|utf8| error(end as usize + utf8.valid_up_to(), Fault::Text { what: "strings" }))?;
+        Ok(Self { kind, bytes, tables, strings, newer })
     }
 
     /// The table of `R`, every record of which has been decoded once.
     pub(crate) fn table<R: Record<'a>>(&self) -> Result<Table<'a, R>, FormatError> {
         debug_assert_eq!(R::SECTION, self.kind);
-        let error = |offset: usize, fault| {
-            FormatError::new(Place::Section(self.kind), offset as u64, fault)
-        };
+        let error = |offset: usize, fault| FormatError::new(Place::Section(self.kind), offset as u64, fault);
         let at = PREFIX_BYTES + R::TABLE * DIRECTORY_BYTES;
         if R::TABLE >= self.tables as usize {
             return Err(error(0, Fault::Missing { what: R::NAME }));
         }
-        let word = |at: usize| {
-            u32::read("", self.bytes.get(at..).unwrap_or_default(), "")
-                .map_err(|fault| error(at, fault))
-        };
-        let (begin, count, stride) = (
-            word(at)? as usize,
-            word(at + 4)? as usize,
-            word(at + 8)? as usize,
-        );
+        let word =
+            |at: usize| u32::read("", self.bytes.get(at..).unwrap_or_default(), "").map_err(|fault| error(at, fault));
+        let (begin, count, stride) = (word(at)? as usize, word(at + 4)? as usize, word(at + 8)? as usize);
         let wanted = R::BYTES as u64;
         if stride < R::BYTES || (stride > R::BYTES && !self.newer) {
-            return Err(error(
-                at + 8,
-                Fault::Exactly {
-                    what: "bytes of a record",
-                    wanted,
-                    found: stride as u64,
-                },
-            ));
+            return Err(error(at + 8, Fault::Exactly { what: "bytes of a record", wanted, found: stride as u64 }));
         }
         let table = Table {
             records: self
@@ -153,8 +101,7 @@ impl<'a> TableSection<'a> {
             record: PhantomData,
         };
         for (index, bytes) in table.records.chunks_exact(stride).enumerate() {
-            R::decode(bytes, self.strings)
-                .map_err(|(field, fault)| error(begin + index * stride + field, fault))?;
+            R::decode(bytes, self.strings).map_err(|(field, fault)| error(begin + index * stride + field, fault))?;
         }
         Ok(table)
     }
@@ -163,11 +110,7 @@ impl<'a> TableSection<'a> {
     pub(crate) fn single<R: Record<'a>>(&self) -> Result<R, FormatError> {
         let table = self.table::<R>()?;
         let at = (PREFIX_BYTES + R::TABLE * DIRECTORY_BYTES + 4) as u64;
-        let fault = Fault::Exactly {
-            what: "number of records",
-            wanted: 1,
-            found: table.len() as u64,
-        };
+        let fault = Fault::Exactly { what: "number of records", wanted: 1, found: table.len() as u64 };
         match table.get(0) {
             Some(record) if table.len() == 1 => Ok(record),
             _ => Err(FormatError::new(Place::Section(self.kind), at, fault)),
@@ -205,20 +148,12 @@ impl<'a, R: Record<'a>> Table<'a, R> {
 
     /// The records in order.
     pub fn iter(&self) -> TableIter<'a, R> {
-        TableIter {
-            table: *self,
-            next: 0,
-            end: self.len(),
-        }
+        TableIter { table: *self, next: 0, end: self.len() }
     }
 
     /// An error about record `index`.
     pub(crate) fn error(&self, index: usize, fault: Fault) -> FormatError {
-        FormatError::new(
-            Place::Section(R::SECTION),
-            (self.begin + index * self.stride) as u64,
-            fault,
-        )
+        FormatError::new(Place::Section(R::SECTION), (self.begin + index * self.stride) as u64, fault)
     }
 }
 
@@ -280,18 +215,13 @@ impl<'a, R: Record<'a>> ExactSizeIterator for TableIter<'a, R> {}
 
 impl<R> fmt::Debug for Table<'_, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table")
-            .field("records", &(self.records.len() / self.stride))
-            .finish_non_exhaustive()
+        f.debug_struct("Table").field("records", &(self.records.len() / self.stride)).finish_non_exhaustive()
     }
 }
 
 /// The bytes of a section made of `tables`, each with its number of records and their size.
 #[cfg(feature = "std")]
-pub(crate) fn write_tables(
-    tables: &[(std::vec::Vec<u8>, usize, usize)],
-    strings: &[u8],
-) -> std::vec::Vec<u8> {
+pub(crate) fn write_tables(tables: &[(std::vec::Vec<u8>, usize, usize)], strings: &[u8]) -> std::vec::Vec<u8> {
     let mut out = std::vec::Vec::new();
     let mut word = |value: usize| {
         out.extend_from_slice(&u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes());

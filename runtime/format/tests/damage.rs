@@ -64,29 +64,14 @@ fn every_changed_byte_is_found() {
             damaged[at] = random.next() as u8;
         }
         let result = parse_and_check(&damaged);
-        assert_eq!(
-            result.is_ok(),
-            damaged == bytes,
-            "round {round}: {result:?}"
-        );
+        assert_eq!(result.is_ok(), damaged == bytes, "round {round}: {result:?}");
     }
 }
 
 #[test]
 fn damage_behind_right_checksums_never_panics() {
     let bytes = artifact();
-    let values = [
-        0,
-        1,
-        7,
-        8,
-        255,
-        4096,
-        1 << 16,
-        1 << 31,
-        u32::MAX - 1,
-        u32::MAX,
-    ];
+    let values = [0, 1, 7, 8, 255, 4096, 1 << 16, 1 << 31, u32::MAX - 1, u32::MAX];
     let mut accepted = 0;
     let mut words = Vec::new();
     for kind in TABLES {
@@ -131,11 +116,7 @@ fn damaged(change: impl FnOnce(&mut Vec<u8>)) -> FormatError {
 #[test]
 fn errors_name_place_offset_wanted_and_found() {
     let error = damaged(|b| b[0] = b'x');
-    assert!(
-        error
-            .to_string()
-            .starts_with("header, byte 0x0: magic, wanted \"\\x89LAPIS\\r\\n\"")
-    );
+    assert!(error.to_string().starts_with("header, byte 0x0: magic, wanted \"\\x89LAPIS\\r\\n\""));
     let error = damaged(|b| b[8] = 2);
     assert_eq!(error.fault, Fault::Version { major: 2, minor: 0 });
     let error = damaged(|b| b[40] = 1);
@@ -147,50 +128,17 @@ fn errors_name_place_offset_wanted_and_found() {
     let error = damaged(|b| put(b, row(1), &77_u32.to_le_bytes()));
     assert_eq!(error.fault, Fault::UnknownSection { kind: 77 });
     let error = damaged(|b| put(b, row(1) + 4, &2_u32.to_le_bytes()));
-    assert!(matches!(
-        error.fault,
-        Fault::Value {
-            what: "flags of the section",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::Value { what: "flags of the section", .. }));
     let error = damaged(|b| put(b, row(1) + 28, &2_u32.to_le_bytes()));
-    assert!(matches!(
-        error.fault,
-        Fault::Exactly {
-            what: "reserved field",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::Exactly { what: "reserved field", .. }));
     let error = damaged(|b| put(b, row(2) + 8, &65536_u64.to_le_bytes()));
-    assert!(
-        matches!(error.fault, Fault::Overlap { found: 65536, .. }),
-        "{error}"
-    );
+    assert!(matches!(error.fault, Fault::Overlap { found: 65536, .. }), "{error}");
     let error = damaged(|b| put(b, row(1) + 8, &70000_u64.to_le_bytes()));
-    assert!(matches!(
-        error.fault,
-        Fault::Value {
-            wanted: "a multiple of 65536",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::Value { wanted: "a multiple of 65536", .. }));
     let error = damaged(|b| put(b, row(8) + 16, &u64::MAX.to_le_bytes()));
-    assert!(matches!(
-        error.fault,
-        Fault::AtMost {
-            what: "end of the section",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::AtMost { what: "end of the section", .. }));
     let error = damaged(|b| put(b, 12, &u32::MAX.to_le_bytes()[..]));
-    assert!(matches!(
-        error.fault,
-        Fault::AtMost {
-            what: "number of sections",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::AtMost { what: "number of sections", .. }));
     let error = damaged(|b| b[5000] = 1);
     assert_eq!((error.place, error.offset), (Place::Padding, 5000));
 }
@@ -236,14 +184,7 @@ fn a_newer_minor_version_may_append_fields() {
     assert_eq!(*artifact.plan(), plan());
     assert_eq!(artifact.ports().iter().nth(1), Some(logits()));
     let error = Artifact::parse(&with_longer_plan(0)).unwrap_err();
-    assert!(matches!(
-        error.fault,
-        Fault::Exactly {
-            what: "bytes of a record",
-            wanted: 24,
-            found: 32
-        }
-    ));
+    assert!(matches!(error.fault, Fault::Exactly { what: "bytes of a record", wanted: 24, found: 32 }));
 }
 
 #[test]

@@ -69,10 +69,7 @@ fn a_file_is_replaced_whole_or_not_at_all() {
 fn weights_must_be_as_many_as_planned() {
     let few = builder().to_vec(|out| out.write_all(&[0; 10]));
     let text = few.unwrap_err().to_string();
-    assert!(
-        text.contains("wanted 12388 bytes (the plan), found 10"),
-        "{text}"
-    );
+    assert!(text.contains("wanted 12388 bytes (the plan), found 10"), "{text}");
     let many = builder().to_vec(|out| out.write_all(&[0; 20_000]));
     let text = many.unwrap_err().to_string();
     assert!(text.contains("wanted at most 12388 bytes"), "{text}");
@@ -95,101 +92,37 @@ fn refused(change: impl FnOnce(&mut ArtifactBuilder)) -> FormatError {
 #[test]
 fn the_builder_refuses_what_a_reader_would() {
     let error = refused(|b| {
-        b.push(Entry {
-            name: "decode",
-            offset: 1,
-        });
+        b.push(Entry { name: "decode", offset: 1 });
     });
     assert_eq!(error.fault, Fault::Duplicate { what: "Entry.name" });
     let error = refused(|b| {
-        b.push(Entry {
-            name: "other",
-            offset: 256,
-        });
+        b.push(Entry { name: "other", offset: 256 });
     });
-    assert!(matches!(
-        error.fault,
-        Fault::AtMost {
-            what: "Entry.offset",
-            wanted: 256,
-            found: 257
-        }
-    ));
+    assert!(matches!(error.fault, Fault::AtMost { what: "Entry.offset", wanted: 256, found: 257 }));
     let error = refused(|b| {
-        b.push(Port {
-            row_stride_bytes: 396,
-            ..logits()
-        });
+        b.push(Port { row_stride_bytes: 396, ..logits() });
     });
-    assert!(matches!(
-        error.fault,
-        Fault::AtMost {
-            what: "bytes of a row",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::AtMost { what: "bytes of a row", .. }));
     let error = refused(|b| {
-        b.push(Port {
-            offset: 8192 - 400 - 3 * 448 + 4,
-            ..logits()
-        });
+        b.push(Port { offset: 8192 - 400 - 3 * 448 + 4, ..logits() });
     });
-    assert!(matches!(
-        error.fault,
-        Fault::AtMost {
-            what: "Port",
-            wanted: 8192,
-            found: 8196
-        }
-    ));
+    assert!(matches!(error.fault, Fault::AtMost { what: "Port", wanted: 8192, found: 8196 }));
     let error = refused(|b| {
-        b.push(Tensor {
-            offset: 32,
-            ..tensor()
-        });
+        b.push(Tensor { offset: 32, ..tensor() });
     });
-    assert!(matches!(
-        error.fault,
-        Fault::Value {
-            what: "Tensor.offset",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::Value { what: "Tensor.offset", .. }));
     let error = refused(|b| {
-        b.push(Extent {
-            layer: 0,
-            module: 1,
-            offset: 4096,
-            bytes: 1,
-        });
+        b.push(Extent { layer: 0, module: 1, offset: 4096, bytes: 1 });
     });
     assert!(matches!(error.fault, Fault::Overlap { .. }));
     let error = refused(|b| {
-        b.push(Extent {
-            layer: 2,
-            module: 1,
-            offset: 8192,
-            bytes: 1,
-        });
+        b.push(Extent { layer: 2, module: 1, offset: 8192, bytes: 1 });
     });
-    assert!(matches!(
-        error.fault,
-        Fault::AtMost {
-            what: "Extent.layer",
-            wanted: 1,
-            found: 2
-        }
-    ));
+    assert!(matches!(error.fault, Fault::AtMost { what: "Extent.layer", wanted: 1, found: 2 }));
     let error = refused(|b| {
         b.push(plan());
     });
-    assert!(matches!(
-        error.fault,
-        Fault::Exactly {
-            what: "number of records",
-            ..
-        }
-    ));
+    assert!(matches!(error.fault, Fault::Exactly { what: "number of records", .. }));
 }
 
 #[test]
@@ -197,64 +130,21 @@ fn the_manifest_must_agree_with_itself() {
     let parse = |manifest: Manifest<'_>| {
         let mut b = ArtifactBuilder::new(manifest, Plan::default());
         b.set_code(vec![0; 8]);
-        b.push(Entry {
-            name: ENTRY_PREFILL,
-            offset: 0,
-        });
+        b.push(Entry { name: ENTRY_PREFILL, offset: 0 });
         b.to_vec(|_| Ok(())).map_err(|error| error.to_string())
     };
-    let good = Manifest {
-        cannot_decode: "it classifies",
-        ..Manifest::default()
-    };
+    let good = Manifest { cannot_decode: "it classifies", ..Manifest::default() };
     parse(good).unwrap();
     let says = |manifest, text: &str| {
         let error = parse(manifest).unwrap_err();
         assert!(error.contains(text), "{error}");
     };
-    says(
-        Manifest {
-            cannot_decode: "",
-            ..good
-        },
-        "a reason exactly when",
-    );
-    says(
-        Manifest {
-            flags: ManifestFlags::CAN_DECODE,
-            cannot_decode: "",
-            ..good
-        },
-        "entry `decode`",
-    );
-    says(
-        Manifest {
-            head: Head::Embedding,
-            ..good
-        },
-        "WHOLE_SEQUENCE",
-    );
-    says(
-        Manifest {
-            max_chunk_tokens: 2,
-            ..good
-        },
-        "max_chunk_tokens, wanted at most 1, found 2",
-    );
-    says(
-        Manifest {
-            vocab_size: 0,
-            ..good
-        },
-        "vocab_size, wanted at least 1, found 0",
-    );
-    says(
-        Manifest {
-            end_token: 1,
-            ..good
-        },
-        "end_token, wanted at most 0, found 1",
-    );
+    says(Manifest { cannot_decode: "", ..good }, "a reason exactly when");
+    says(Manifest { flags: ManifestFlags::CAN_DECODE, cannot_decode: "", ..good }, "entry `decode`");
+    says(Manifest { head: Head::Embedding, ..good }, "WHOLE_SEQUENCE");
+    says(Manifest { max_chunk_tokens: 2, ..good }, "max_chunk_tokens, wanted at most 1, found 2");
+    says(Manifest { vocab_size: 0, ..good }, "vocab_size, wanted at least 1, found 0");
+    says(Manifest { end_token: 1, ..good }, "end_token, wanted at most 0, found 1");
 }
 
 proptest! {

@@ -153,17 +153,9 @@ pub fn decode_with_kernel_offset() -> u64 {
     ((&raw const toy_decode_with_kernel).addr() - (&raw const toy_prefill).addr()) as u64
 }
 
-pub const THIS_ISA: Isa = if cfg!(target_arch = "aarch64") {
-    Isa::Aarch64
-} else {
-    Isa::X86_64
-};
+pub const THIS_ISA: Isa = if cfg!(target_arch = "aarch64") { Isa::Aarch64 } else { Isa::X86_64 };
 
-pub const OTHER_ISA: Isa = if cfg!(target_arch = "aarch64") {
-    Isa::X86_64
-} else {
-    Isa::Aarch64
-};
+pub const OTHER_ISA: Isa = if cfg!(target_arch = "aarch64") { Isa::X86_64 } else { Isa::Aarch64 };
 
 pub fn manifest() -> Manifest<'static> {
     Manifest {
@@ -202,17 +194,10 @@ pub fn port(name: &'static str, dtype: Dtype, rows: Rows, columns: u64) -> Port<
 }
 
 pub fn builder(manifest: Manifest<'_>) -> ArtifactBuilder {
-    let plan = Plan {
-        arena_bytes: ARENA,
-        state_bytes: STATE,
-        weights_bytes: 64,
-    };
+    let plan = Plan { arena_bytes: ARENA, state_bytes: STATE, weights_bytes: 64 };
     let mut b = ArtifactBuilder::new(manifest, plan);
     b.set_code(code());
-    b.push(Entry {
-        name: ENTRY_PREFILL,
-        offset: 0,
-    });
+    b.push(Entry { name: ENTRY_PREFILL, offset: 0 });
     b.push(Port {
         name: "ids",
         direction: Direction::Input,
@@ -225,20 +210,14 @@ pub fn builder(manifest: Manifest<'_>) -> ArtifactBuilder {
         ..port("logits", Dtype::F32, Rows::OutputRows, u64::from(VOCAB))
     });
     b.push(port("echo", Dtype::U32, Rows::Tokens, 1));
-    b.push(Port {
-        offset: 512,
-        ..port("seen", Dtype::U32, Rows::One, 1)
-    });
+    b.push(Port { offset: 512, ..port("seen", Dtype::U32, Rows::One, 1) });
     b
 }
 
 /// A toy whose decode entry is its prefill entry.
 pub fn toy(manifest: Manifest<'_>) -> ArtifactBuilder {
     let mut b = builder(manifest);
-    b.push(Entry {
-        name: ENTRY_DECODE,
-        offset: 0,
-    });
+    b.push(Entry { name: ENTRY_DECODE, offset: 0 });
     b
 }
 
@@ -249,9 +228,7 @@ pub fn bytes(builder: &ArtifactBuilder) -> AlignedBytes {
 /// Writes an artifact to a file in `folder`.
 pub fn file(folder: &Path, builder: &ArtifactBuilder) -> PathBuf {
     let path = folder.join("toy.lapis");
-    builder
-        .write_file(&path, |w| w.write_all(&[3; 64]))
-        .unwrap();
+    builder.write_file(&path, |w| w.write_all(&[3; 64])).unwrap();
     path
 }
 
@@ -273,10 +250,7 @@ impl AlignedBytes {
     }
 
     pub fn zeroed(len: usize) -> Self {
-        Self {
-            blocks: vec![Block([0; 64]); len.div_ceil(64)],
-            len,
-        }
+        Self { blocks: vec![Block([0; 64]); len.div_ceil(64)], len }
     }
 }
 

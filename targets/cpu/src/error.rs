@@ -91,6 +91,14 @@ pub enum LowerError {
         /// Up.
         up: String,
     },
+    /// Modules of one layer that differ in element type or shape.
+    #[error("{node}: module {module}: wanted weights of the type and shape of module 0, found others")]
+    UnequalModules {
+        /// Node label.
+        node: String,
+        /// Module.
+        module: usize,
+    },
     /// A weight that the layout left out.
     #[error("weight {weight}: wanted a place in the weights section, found none")]
     NotLaidOut {

@@ -77,6 +77,16 @@ enum Content {
     },
 }
 
+impl Content {
+    /// The weight, or the first of a pair.
+    fn first_weight(self) -> WeightId {
+        match self {
+            Content::Weight(w) | Content::Pair(w, _) => w,
+            Content::Rope { .. } => unreachable!("modules have no rope tables"),
+        }
+    }
+}
+
 /// One contiguous run of the weights section.
 #[derive(Clone, Copy, Debug)]
 struct Block {
@@ -117,7 +127,7 @@ pub struct TensorRow {
 pub struct WeightLayout {
     blocks: Vec<Block>,
     places: HashMap<Content, Piece>,
-    modules: HashMap<WeightId, ModulePieces>,
+    modules: HashMap<Vec<Content>, ModulePieces>,
     extents: Vec<Extent>,
     size_bytes: u64,
     positions: u64,
@@ -174,25 +184,8 @@ impl WeightLayout {
                 self.place(Content::Rope { head_dim, theta_bits: theta.to_bits() }, piece);
                 Ok(())
             }
-            Op::ExpertLinear => {
-                let modules = module_group(node, 0);
-                let mut contents = Vec::new();
-                for w in modules {
-                    contents.push(vec![(Content::Weight(w), panel_piece(graph, node, w, target)?)]);
-                }
-                self.place_modules(graph, &contents)
-            }
-            Op::ExpertFfn => {
-                let (gates, ups, downs) = (module_group(node, 0), module_group(node, 1), module_group(node, 2));
-                let mut contents = Vec::new();
-                for ((gate, up), down) in gates.into_iter().zip(ups).zip(downs) {
-                    contents.push(vec![
-                        (Content::Pair(gate, up), pair_piece(graph, node, gate, up, target)?),
-                        (Content::Weight(down), panel_piece(graph, node, down, target)?),
-                    ]);
-                }
-                self.place_modules_aligned(graph, &contents, target.page_bytes.max(EXTENT_ALIGN))
-            }
+            Op::ExpertLinear => self.place_modules(graph, node, target, TENSOR_ALIGN),
+            Op::ExpertFfn => self.place_modules(graph, node, target, target.page_bytes.max(EXTENT_ALIGN)),
             Op::ExpertApply
             | Op::Fill
             | Op::Add
@@ -240,61 +233,63 @@ impl WeightLayout {
     }
 
     fn place(&mut self, content: Content, piece: Piece) {
-        if self.places.contains_key(&content) {
-            return;
+        if !self.places.contains_key(&content) {
+            self.append(content, piece);
         }
+    }
+
+    fn append(&mut self, content: Content, piece: Piece) {
         let piece = Piece { offset_bytes: self.size_bytes.next_multiple_of(TENSOR_ALIGN), ..piece };
         self.size_bytes = piece.offset_bytes + piece.size_bytes;
         self.places.insert(content, piece);
         self.blocks.push(Block { content, piece });
     }
 
-    fn place_modules(&mut self, graph: &Graph, modules: &[Vec<(Content, Piece)>]) -> Result<(), LowerError> {
-        self.place_modules_aligned(graph, modules, EXTENT_ALIGN)
-    }
-
-    /// One extent per module, all of one size: module c's piece i lies at module 0's plus c strides.
-    fn place_modules_aligned(
+    /// The modules of one node, aligned, at one stride. Where the node has all weights of its modules, each is an extent.
+    fn place_modules(
         &mut self,
         graph: &Graph,
-        modules: &[Vec<(Content, Piece)>],
-        page_bytes: u64,
+        node: &Node,
+        target: &CpuTarget,
+        align_bytes: u64,
     ) -> Result<(), LowerError> {
-        let layer = self.extents.last().map_or(0, |e| e.layer + 1);
-        let mut stride = 0;
-        for (c, pieces) in modules.iter().enumerate() {
-            self.size_bytes = self.size_bytes.next_multiple_of(page_bytes);
-            let start = self.size_bytes;
-            for (content, piece) in pieces {
-                self.place(*content, *piece);
-                let at = self.places[content].offset_bytes;
-                let first = match content {
-                    Content::Weight(w) | Content::Pair(w, _) => *w,
-                    Content::Rope { .. } => continue,
-                };
-                if c == 0 {
-                    let pieces = ModulePieces {
-                        packing: piece.packing,
-                        dtype: piece.dtype,
-                        offset_bytes: at,
-                        stride_bytes: 0,
-                        size_bytes: piece.size_bytes,
-                        count: modules.len() as u64,
-                        rows: graph.weight(first).rows(),
-                    };
-                    self.modules.insert(first, pieces);
-                }
-            }
-            let extent = Extent { layer, module: c as u32, offset_bytes: start, size_bytes: self.size_bytes - start };
-            self.extents.push(extent);
-            stride = extent.size_bytes.next_multiple_of(page_bytes);
+        let modules = module_contents(node);
+        let Some(first) = modules.first() else { return Ok(()) };
+        let mut sizes = Vec::new();
+        for content in first {
+            sizes.push(module_piece(graph, node, *content, target)?);
         }
-        for (content, _) in modules.first().into_iter().flatten() {
-            if let Content::Weight(w) | Content::Pair(w, _) = content
-                && let Some(pieces) = self.modules.get_mut(w)
-            {
-                pieces.stride_bytes = stride;
+        let layer = self.extents.last().map_or(0, |e| e.layer + 1);
+        let mut starts = Vec::new();
+        for (c, contents) in modules.iter().enumerate() {
+            self.size_bytes = self.size_bytes.next_multiple_of(align_bytes);
+            let start = self.size_bytes;
+            for (content, wanted) in contents.iter().zip(&sizes) {
+                let piece = module_piece(graph, node, *content, target)?;
+                if (piece.dtype, piece.size_bytes) != (wanted.dtype, wanted.size_bytes) {
+                    return Err(LowerError::UnequalModules { node: node.label.clone(), module: c });
+                }
+                // Modules may share a weight; each still has its own copy, a stride from the one before.
+                self.append(*content, piece);
+                starts.push(self.size_bytes - piece.size_bytes);
             }
+            if node.op == Op::ExpertFfn {
+                let size_bytes = self.size_bytes - start;
+                self.extents.push(Extent { layer, module: c as u32, offset_bytes: start, size_bytes });
+            }
+        }
+        for (i, (content, piece)) in first.iter().zip(sizes).enumerate() {
+            let column = modules.iter().map(|m| m[i]).collect();
+            let pieces = ModulePieces {
+                packing: piece.packing,
+                dtype: piece.dtype,
+                offset_bytes: starts[i],
+                stride_bytes: starts.get(first.len() + i).map_or(0, |second| second - starts[i]),
+                size_bytes: piece.size_bytes,
+                count: modules.len() as u64,
+                rows: graph.weight(content.first_weight()).rows(),
+            };
+            self.modules.insert(column, pieces);
         }
         Ok(())
     }
@@ -317,10 +312,9 @@ impl WeightLayout {
 
     /// Where the modules' pieces lie: of `expert.linear` piece 0, of `expert.ffn` 0 (gate and up) or 1 (down).
     pub fn modules(&self, node: &Node, piece: usize) -> Result<ModulePieces, LowerError> {
-        let group = if piece == 0 { 0 } else { 2 };
-        let first = module_group(node, group).first().copied();
-        first
-            .and_then(|w| self.modules.get(&w))
+        let column: Vec<Content> = module_contents(node).iter().map(|m| m[piece]).collect();
+        self.modules
+            .get(&column)
             .copied()
             .ok_or_else(|| LowerError::NotLaidOut { weight: format!("modules of {}", node.label) })
     }
@@ -485,12 +479,25 @@ fn rope_row(position: u64, head_dim: u64, theta: f32) -> Vec<f32> {
     angles.clone().map(|a| a.cos() as f32).chain(angles.map(|a| a.sin() as f32)).collect()
 }
 
-/// Group `group` of a node's per-module weights: gates, ups, downs of `expert.ffn`; the only one of `expert.linear`.
-fn module_group(node: &Node, group: usize) -> Vec<WeightId> {
+/// What each module of a node has: of `expert.linear` one matrix, of `expert.ffn` gate with up, and down.
+fn module_contents(node: &Node) -> Vec<Vec<Content>> {
     let weights: Vec<WeightId> = node.operands.iter().filter_map(|o| o.weight()).collect();
-    let groups = if node.op == Op::ExpertFfn { 3 } else { 1 };
-    let count = weights.len() / groups;
-    weights.into_iter().skip(group * count).take(count).collect()
+    if node.op != Op::ExpertFfn {
+        return weights.into_iter().map(|w| vec![Content::Weight(w)]).collect();
+    }
+    let count = weights.len() / 3;
+    let (gates, rest) = weights.split_at(count);
+    let (ups, downs) = rest.split_at(count);
+    let modules = gates.iter().zip(ups).zip(downs);
+    modules.map(|((gate, up), down)| vec![Content::Pair(*gate, *up), Content::Weight(*down)]).collect()
+}
+
+fn module_piece(graph: &Graph, node: &Node, content: Content, target: &CpuTarget) -> Result<Piece, LowerError> {
+    match content {
+        Content::Weight(w) => panel_piece(graph, node, w, target),
+        Content::Pair(gate, up) => pair_piece(graph, node, gate, up, target),
+        Content::Rope { .. } => Err(LowerError::packing(node, "panels")),
+    }
 }
 
 fn panel_piece(graph: &Graph, node: &Node, w: WeightId, target: &CpuTarget) -> Result<Piece, LowerError> {

@@ -22,31 +22,16 @@ pub fn exercise(artifact: &Artifact<'_>) {
     }
     for step in artifact.steps() {
         let begin = step.offset as usize;
-        assert!(
-            artifact
-                .code()
-                .get(begin..begin + step.bytes as usize)
-                .is_some()
-        );
+        assert!(artifact.code().get(begin..begin + step.bytes as usize).is_some());
         assert!(artifact.entries().get(step.entry as usize).is_some());
     }
     for tensor in artifact.tensors() {
         let begin = tensor.offset as usize;
-        assert!(
-            artifact
-                .weights()
-                .get(begin..begin + tensor.bytes as usize)
-                .is_some()
-        );
+        assert!(artifact.weights().get(begin..begin + tensor.bytes as usize).is_some());
     }
     for extent in artifact.extents() {
         let begin = extent.offset as usize;
-        assert!(
-            artifact
-                .weights()
-                .get(begin..begin + extent.bytes as usize)
-                .is_some()
-        );
+        assert!(artifact.weights().get(begin..begin + extent.bytes as usize).is_some());
     }
     for buffer in artifact.buffers() {
         assert!(buffer.offset + buffer.bytes <= artifact.plan().arena_bytes);
@@ -54,26 +39,10 @@ pub fn exercise(artifact: &Artifact<'_>) {
     for state in artifact.state_buffers() {
         assert!(state.offset + state.bytes <= artifact.plan().state_bytes);
     }
-    let names = artifact
-        .kernels()
-        .iter()
-        .map(|k| k.name.len())
-        .sum::<usize>()
-        + artifact
-            .features()
-            .iter()
-            .map(|f| f.name.len())
-            .sum::<usize>()
-        + artifact
-            .domain_names()
-            .iter()
-            .map(|d| d.name.len())
-            .sum::<usize>()
-        + artifact
-            .components()
-            .iter()
-            .map(|c| c.name.len())
-            .sum::<usize>()
+    let names = artifact.kernels().iter().map(|k| k.name.len()).sum::<usize>()
+        + artifact.features().iter().map(|f| f.name.len()).sum::<usize>()
+        + artifact.domain_names().iter().map(|d| d.name.len()).sum::<usize>()
+        + artifact.components().iter().map(|c| c.name.len()).sum::<usize>()
         + artifact.target().map_or(0, |t| t.description.len());
     assert!(names < 1 << 30);
 }
@@ -101,11 +70,7 @@ pub fn manifest() -> Manifest<'static> {
 }
 
 pub fn plan() -> Plan {
-    Plan {
-        arena_bytes: 8192,
-        state_bytes: 4096,
-        weights_bytes: WEIGHTS,
-    }
+    Plan { arena_bytes: 8192, state_bytes: 4096, weights_bytes: WEIGHTS }
 }
 
 pub fn logits() -> Port<'static> {
@@ -142,21 +107,9 @@ pub fn builder() -> ArtifactBuilder {
     b.push(DomainName { name: "größe" });
     b.push(Feature { name: "sse2" });
     b.set_code((0..=255).collect());
-    b.push(Entry {
-        name: "prefill",
-        offset: 0,
-    });
-    b.push(Entry {
-        name: "decode",
-        offset: 128,
-    });
-    b.push(Step {
-        name: "prefill.0.embed",
-        op: "embed_tokens",
-        offset: 16,
-        bytes: 32,
-        entry: 0,
-    });
+    b.push(Entry { name: "prefill", offset: 0 });
+    b.push(Entry { name: "decode", offset: 128 });
+    b.push(Step { name: "prefill.0.embed", op: "embed_tokens", offset: 16, bytes: 32, entry: 0 });
     assert_eq!(b.kernel("gemm_f32_8x8_avx2"), 0);
     assert_eq!(b.kernel("rms_norm"), 1);
     assert_eq!(b.kernel("gemm_f32_8x8_avx2"), 0);
@@ -171,42 +124,13 @@ pub fn builder() -> ArtifactBuilder {
         row_stride_bytes: 4,
     });
     b.push(logits());
-    b.push(Buffer {
-        name: "x",
-        offset: 0,
-        bytes: 512,
-        first_step: 0,
-        last_step: 7,
-    });
-    b.push(StateBuffer {
-        name: "layers.0.kv",
-        offset: 64,
-        bytes: 1024,
-    });
+    b.push(Buffer { name: "x", offset: 0, bytes: 512, first_step: 0, last_step: 7 });
+    b.push(StateBuffer { name: "layers.0.kv", offset: 64, bytes: 1024 });
     b.push(tensor());
-    b.push(Extent {
-        layer: NO_INDEX,
-        module: NO_INDEX,
-        offset: 0,
-        bytes: 100,
-    });
-    b.push(Extent {
-        layer: 0,
-        module: 0,
-        offset: 4096,
-        bytes: 512,
-    });
-    b.push(Component {
-        name: "modules",
-        quantization: "fp32",
-        parameters: 128,
-        bytes: 512,
-    });
-    b.push(Target {
-        name: "x86-64-v3",
-        description: "isa = \"x86-64\"",
-        digest: [9; 32],
-    });
+    b.push(Extent { layer: NO_INDEX, module: NO_INDEX, offset: 0, bytes: 100 });
+    b.push(Extent { layer: 0, module: 0, offset: 4096, bytes: 512 });
+    b.push(Component { name: "modules", quantization: "fp32", parameters: 128, bytes: 512 });
+    b.push(Target { name: "x86-64-v3", description: "isa = \"x86-64\"", digest: [9; 32] });
     b.set_tokenizer(br#"{"version": "1.0"}"#.to_vec());
     b
 }
@@ -243,10 +167,7 @@ pub fn row(index: usize) -> usize {
 /// Row, offset and length of a section, read as FORMAT.md says.
 pub fn section(bytes: &[u8], kind: SectionKind) -> (usize, usize, usize) {
     let count = u32_at(bytes, 12) as usize;
-    let row = (0..count)
-        .map(row)
-        .find(|row| u32_at(bytes, *row) == kind as u32)
-        .unwrap();
+    let row = (0..count).map(row).find(|row| u32_at(bytes, *row) == kind as u32).unwrap();
     let (offset, len) = (u64_at(bytes, row + 8), u64_at(bytes, row + 16));
     (row, offset as usize, len as usize)
 }
@@ -255,10 +176,8 @@ pub fn section(bytes: &[u8], kind: SectionKind) -> (usize, usize, usize) {
 pub fn reseal(bytes: &mut [u8]) {
     let count = (u32_at(bytes, 12) as usize).min(64);
     for row in (0..count).map(row) {
-        let (Ok(begin), Ok(len)) = (
-            usize::try_from(u64_at(bytes, row + 8)),
-            usize::try_from(u64_at(bytes, row + 16)),
-        ) else {
+        let (Ok(begin), Ok(len)) = (usize::try_from(u64_at(bytes, row + 8)), usize::try_from(u64_at(bytes, row + 16)))
+        else {
             continue;
         };
         if let Some(contents) = bytes.get(begin..).and_then(|rest| rest.get(..len)) {
