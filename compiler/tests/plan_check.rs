@@ -158,9 +158,7 @@ fn rope_over_the_keys() {
 fn state_that_overlaps_or_is_missing() {
     let overlap = complaint(|_, plan| plan.scratch[1].offset_bytes = plan.scratch[0].offset_bytes);
     assert!(overlap.contains("state overlap"), "{overlap}");
-    let missing = complaint(|_, plan| {
-        plan.scratch.pop();
-    });
+    let missing = complaint(|_, plan| plan.scratch.truncate(1));
     assert!(missing.contains("no room for its Values"), "{missing}");
     let outside = complaint(|_, plan| plan.state_bytes -= 64);
     assert!(outside.contains("outside its region"), "{outside}");

@@ -1,6 +1,6 @@
 //! `fold-constants`: algebra that needs no data: factors of 1, scales of scales, weights that are one repeated value.
 
-use super::edit::{Links, title};
+use super::edit::{Edit, Links, title};
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{AttrValue, DType, Graph, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
 
@@ -127,8 +127,9 @@ fn finite(x: f32) -> Option<f32> {
 /// Simplifies nodes in program order: operands are in their simplest form when a node is looked at.
 fn fold_nodes(graph: &mut Graph, report: &mut PassReport) {
     let links = Links::new(graph);
-    let mut gone = vec![false; graph.nodes.len()];
-    for (i, gone) in gone.iter_mut().enumerate() {
+    let mut edit = Edit::default();
+    for i in 0..graph.nodes.len() {
+        let at = NodeId(i as u32);
         let node = &graph.nodes[i];
         let row = node.op.row();
         let label = title(node).to_owned();
@@ -136,21 +137,20 @@ fn fold_nodes(graph: &mut Graph, report: &mut PassReport) {
             report.fire(label, format!("{}: a weight of ones is none", row.name));
             graph.nodes[i].operands[1] = Operand::None;
         } else if node.op == Op::Scale {
-            if let Some(bypass) = fold_scale_node(graph, &links, NodeId(i as u32), report) {
+            if let Some(bypass) = fold_scale_node(graph, &links, at, report) {
                 let result = graph.nodes[i].results[0];
                 graph.replace_uses(result, bypass);
-                *gone = true;
+                edit.remove(at);
             }
         } else if node.op == Op::Slice
-            && let Some(bypass) = fold_slice_node(graph, &links, NodeId(i as u32), report)
+            && let Some(bypass) = fold_slice_node(graph, &links, at, report)
         {
             let result = graph.nodes[i].results[0];
             graph.replace_uses(result, bypass);
-            *gone = true;
+            edit.remove(at);
         }
     }
-    let mut gone = gone.into_iter();
-    graph.nodes.retain(|_| !gone.next().expect("one per node"));
+    edit.apply(graph);
 }
 
 fn is_ones(graph: &Graph, operand: Operand) -> bool {

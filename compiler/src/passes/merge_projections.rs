@@ -94,7 +94,10 @@ fn by_format(graph: &Graph, linears: &[NodeId], report: &mut PassReport) -> Vec<
 /// One linear before the first of the group, a slice in the place of each.
 fn merge(graph: &mut Graph, x: ValueId, group: &[NodeId], edit: &mut Edit, report: &mut PassReport) {
     let parts: Vec<WeightId> = group.iter().map(|id| weight_of(graph.node(*id))).collect();
-    let label = common_label(group.iter().map(|id| graph.node(*id).label.as_str()));
+    let label = match common_label(group.iter().map(|id| graph.node(*id).label.as_str())) {
+        common if common.is_empty() => "projections".into(),
+        common => format!("{common}.projections"),
+    };
     let largest =
         parts.iter().copied().reduce(|a, b| if graph.weight(b).elems() > graph.weight(a).elems() { b } else { a });
     let largest = graph.weight(largest.expect("a group has parts")).clone();

@@ -143,10 +143,10 @@ impl Call<'_> {
             Op::RouteMemory => {
                 let values = self.graph.weight(self.weight(2));
                 let row_bytes = values.cols() * values.dtype.bytes();
-                let per_token = self.modules_per_token(self.node.operands[0]);
+                let routed = self.routed(self.node.operands[0], values.rows());
                 Work {
-                    weight_bytes: self.distinct_modules(per_token, values.rows()).times(row_bytes),
-                    multiply_adds: per_token.times(self.tokens).times(values.cols()),
+                    weight_bytes: routed.modules.times(row_bytes),
+                    multiply_adds: routed.rows.times(values.cols()),
                     ..Work::default()
                 }
             }
@@ -227,12 +227,12 @@ impl Call<'_> {
     fn modules(&self) -> Work {
         let (groups, fixed) = (self.node.op.num_module_groups() as u64, self.node.op.num_fixed_operands());
         let modules = (self.node.operands.len() - fixed) as u64 / groups;
-        let routing = if self.node.op == Op::ExpertApply { self.node.operands[1] } else { self.group_mask() };
-        let per_token = self.modules_per_token(routing);
+        let mask = if self.node.op == Op::ExpertApply { self.node.operands[1] } else { self.group_mask() };
+        let routed = self.routed(mask, modules);
         Work {
             // All modules of a layer have the same shape.
-            weight_bytes: self.distinct_modules(per_token, modules).times(self.all_weight_bytes() / modules),
-            multiply_adds: per_token.times(self.tokens).times(self.all_weight_elems() / modules),
+            weight_bytes: routed.modules.times(self.all_weight_bytes() / modules),
+            multiply_adds: routed.rows.times(self.all_weight_elems() / modules),
             ..Work::default()
         }
     }
@@ -247,23 +247,34 @@ impl Call<'_> {
         self.definitions[operand.value()?.0 as usize].map(|id| self.graph.node(id))
     }
 
-    /// How many modules one token takes, by the `route.select` that made a mask; anything up to all if nothing is known.
-    fn modules_per_token(&self, mask: Operand) -> Range {
-        let all = mask.value().map_or(self.graph.info.num_clusters, |v| self.graph.ty(v).cols());
+    /// What the `route.select` that made a mask lets a call choose among `modules`; anything if nothing is known of it.
+    fn routed(&self, mask: Operand, modules: u64) -> Routed {
+        let per_token = |min: u64, max: u64| Routed {
+            rows: Range { min, max }.times(self.tokens),
+            // All tokens choose the same modules, or each one others.
+            modules: Range { min: min.min(modules), max: max.saturating_mul(self.tokens).min(modules) },
+        };
         let Some(select) = self.definition(mask).filter(|n| n.op == Op::RouteSelect) else {
-            return Range { min: 0, max: all };
+            return per_token(0, modules);
         };
         let int = |name: &str| select.attrs.int(name);
         match Policy::of(&select.attrs) {
-            Policy::TopK => Range::exact(int("k_max")),
-            Policy::TopP => Range { min: int("k_min").max(1), max: int("k_max") },
-            Policy::Threshold | Policy::Bidirectional => Range { min: 0, max: int("k_max") },
-            Policy::ExpertChoice => Range { min: 0, max: all },
+            Policy::TopK => per_token(int("k_max"), int("k_max")),
+            Policy::TopP => per_token(int("k_min").max(1), int("k_max")),
+            Policy::Threshold | Policy::Bidirectional => per_token(0, int("k_max")),
+            Policy::ExpertChoice => {
+                let factor = f64::from(select.attrs.float("capacity_factor"));
+                let capacity = (factor * self.tokens as f64 * int("k_max") as f64 / modules as f64).ceil();
+                let rows = modules.saturating_mul((capacity as u64).min(self.tokens));
+                Routed { rows: Range::exact(rows), modules: Range::exact(modules) }
+            }
         }
     }
+}
 
-    /// How many of `modules` are read at least once: by all tokens the same, or by each token others.
-    fn distinct_modules(&self, per_token: Range, modules: u64) -> Range {
-        Range { min: per_token.min.min(modules), max: per_token.times(self.tokens).max.min(modules) }
-    }
+/// Rows that modules compute in a call, and modules that compute any.
+#[derive(Clone, Copy)]
+struct Routed {
+    rows: Range,
+    modules: Range,
 }
