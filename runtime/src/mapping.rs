@@ -19,8 +19,8 @@ impl FileMap {
     pub(crate) fn new(file: &File, range: Range<u64>) -> io::Result<Self> {
         let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         let mut options = MmapOptions::new();
-        // SAFETY: the map is private to this process and read-only. Whoever truncates the file while it is mapped ends
-        // this process with SIGBUS; artifacts are written by renaming, never in place.
+        // SAFETY: nothing here writes to the map. Artifacts are replaced by renaming, never written in place; whoever
+        // truncates one all the same ends this process with SIGBUS.
         let map = unsafe { options.offset(range.start).len(len).map(file)? };
         Ok(Self { map })
     }

@@ -36,14 +36,16 @@ fn executable(artifact: &Artifact<'_>) -> Mmap {
     map.make_exec().unwrap()
 }
 
+#[cfg(target_arch = "aarch64")]
 fn flush_instruction_cache(code: &[u8]) {
-    #[cfg(target_arch = "aarch64")]
     for address in code.as_ptr_range().start.addr()..code.as_ptr_range().end.addr() {
-        // SAFETY: cache maintenance of mapped memory, allowed in user mode on Linux.
+        // SAFETY: cache maintenance of mapped memory, which Linux allows in user mode.
         unsafe { std::arch::asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", "dsb ish", "isb", in(reg) address) };
     }
-    let _ = code;
 }
+
+#[cfg(not(target_arch = "aarch64"))]
+fn flush_instruction_cache(_: &[u8]) {}
 
 fn load(bytes: &AlignedBytes) -> Result<(), LoadError> {
     let mut kernels = [None; 4];
