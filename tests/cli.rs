@@ -184,6 +184,40 @@ fn text_comes_out_the_same_for_a_seed_and_stops_at_the_context() {
     assert!(say(&["--max-new", "500", "--ignore-eos"]).1.contains("the context is full"));
 }
 
+/// A tokenizer of four words, for models that have none.
+const WORDS: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 96, "[UNK]": 3}, "unk_token": "[UNK]"}}"#;
+
+#[test]
+fn text_is_classified_and_embedded_as_its_tokens_are() {
+    for name in ["02-threshold-clustered-causal-router-embed-fp16", "06-top_p-full-null-router-classify-fp16"] {
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("model");
+        std::fs::create_dir(&copy).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(model(name).join(file), copy.join(file)).unwrap();
+        }
+        std::fs::write(copy.join("tokenizer.json"), WORDS).unwrap();
+        let artifact = compiled(folder.path(), &copy, &[]);
+        let said = run(lapidary().arg("run").arg(&artifact).args(["--text", "a c b a"])).unwrap();
+        let (ids, out) = (folder.path().join("ids.npy"), folder.path().join("out.npz"));
+        Array1::from(vec![0_i64, 96, 1, 0]).write_npy(std::fs::File::create(&ids).unwrap()).unwrap();
+        let input = format!("ids=@{}", ids.display());
+        run(lapidary().arg("run").arg(&artifact).args(["--input", &input]).arg("--output").arg(&out)).unwrap();
+        let wanted: Array2<f32> =
+            NpzReader::new(std::fs::File::open(&out).unwrap()).unwrap().by_name("output").unwrap();
+        let found: Vec<f32> = if name.contains("embed") {
+            serde_json::from_str(&said).unwrap()
+        } else {
+            said.lines().map(|line| line.split_once('\t').unwrap().1.parse().unwrap()).collect()
+        };
+        assert_eq!(found, wanted.iter().copied().collect::<Vec<_>>(), "{name}");
+        let (code, _, stderr) = output(lapidary().arg("run").arg(&artifact).args(["--prompt", "a"]));
+        assert_eq!(code, 4, "{stderr}");
+    }
+}
+
 #[test]
 fn lists_are_json_with_a_schema() {
     let json = |args: &[&str]| -> serde_json::Value {
