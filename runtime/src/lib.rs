@@ -7,6 +7,19 @@
 //!
 //! What lies here: loading, calling, bounds of calls. What does not: the file format (`lapidary-format`), arithmetic
 //! (`lapidary-kernels`), anything that knows a model's structure (the compiler).
+//!
+//! ```no_run
+//! use std::{path::Path, sync::Arc};
+//!
+//! use lapidary_runtime::{Model, Session, ThreadPool, greedy};
+//!
+//! let model = Arc::new(Model::open(Path::new("gem-mini.lapis"))?);
+//! let mut session = Session::new(model, Arc::new(ThreadPool::new(0)?))?;
+//! session.prefill(&[17, 4, 9])?;
+//! let next = greedy(session.logits().expect("a language model"));
+//! session.decode(next)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![no_std]
 
 #[cfg(any(feature = "std", test))]
