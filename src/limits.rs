@@ -3,7 +3,11 @@
 use std::sync::Barrier;
 use std::time::Instant;
 
+use anyhow::Context;
 use lapidary_kernels::limits;
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
 
 /// Measured limits of a number of threads together.
 #[derive(Clone, Copy, Debug)]
@@ -19,16 +23,22 @@ const BUFFER_BYTES: usize = 256 << 20;
 /// Iterations of the multiply-add loop: some 50 ms.
 const ITERATIONS: u64 = 20_000_000;
 
-/// Measures both; the best of three rounds, since the machine may be shared.
-pub fn measure(threads: usize) -> Limits {
-    let per_second = |work: &(dyn Fn() -> u64 + Sync)| (0..3).map(|_| together(threads, work)).fold(0.0, f64::max);
+/// Measures both; the best of five rounds, since the machine may be shared.
+pub fn measure(threads: usize) -> anyhow::Result<Limits> {
+    let per_second = |work: &(dyn Fn() -> u64 + Sync)| (0..5).map(|_| together(threads, work)).fold(0.0, f64::max);
     let multiply_adds_per_s = per_second(&|| limits::multiply_adds(ITERATIONS));
-    let buffer: Vec<u64> = (0..BUFFER_BYTES as u64 / 8).collect();
+    // Large pages, so that the limit is memory and not the translation of addresses.
+    let mut buffer = MmapMut::map_anon(BUFFER_BYTES).context("no memory to measure its bandwidth with")?;
+    #[cfg(target_os = "linux")]
+    buffer
+        .advise(Advice::HugePage)
+        .or_else(|e| if e.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(e) })?;
+    buffer.fill(1);
     let bytes_per_s = per_second(&|| {
         std::hint::black_box(limits::read(&buffer));
         BUFFER_BYTES as u64
     });
-    Limits { multiply_adds_per_s, bytes_per_s }
+    Ok(Limits { multiply_adds_per_s, bytes_per_s })
 }
 
 /// Runs `work` on all threads at once; units of work per second, all threads together.

@@ -154,7 +154,8 @@ pub fn run(args: &BenchArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
 fn cases(args: &BenchArgs, ui: &Ui) -> anyhow::Result<Vec<Case>> {
     let mut cases = Vec::new();
     let spinner = ui.spinner("limits");
-    let limits: Vec<(usize, Limits)> = args.threads.iter().map(|n| (*n, limits::measure(*n))).collect();
+    let limits: Vec<(usize, Limits)> =
+        args.threads.iter().map(|n| Ok((*n, limits::measure(*n)?))).collect::<anyhow::Result<_>>()?;
     spinner.finish_and_clear();
     for path in &args.artifacts {
         let start = Instant::now();
