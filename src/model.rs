@@ -202,13 +202,13 @@ impl Summary<'_> {
         let (kernels, code) = self.ops();
         let work = self.planned.work_per_token();
         println!(
-            "{} for {}: {} ops on the CPU ({kernels} in kernels, {code} in generated code), {} steps, {} kernels, {} of code",
+            "{} for {}: {} ops, all on the CPU: {} steps of generated code ({}) that call {} kernels",
             graph.info.name,
             options.target.name,
             kernels + code,
             program.ranges.iter().filter(|r| r.nodes.is_some()).count(),
+            bytes(program.code.len() as u64),
             program.kernels.len(),
-            bytes(program.code.len() as u64)
         );
         let after = self.components_after();
         let rows = before.iter().map(|c| {
