@@ -9,7 +9,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lapidary-format", &[]),
     ("lapidary-kernels", &[]),
     ("lapidary-runtime", &["lapidary-format", "lapidary-kernels"]),
-    ("lapidary-compiler", &["lapidary-format"]),
+    ("lapidary-compiler", &[]),
     ("lapidary-target-cpu", &["lapidary-compiler", "lapidary-format", "lapidary-kernels"]),
     (
         "lapidary",
