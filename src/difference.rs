@@ -69,9 +69,9 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Whether everything agreed.
+    /// Whether everything agreed, and there was something to agree on: near ties alone prove nothing.
     pub fn agrees(&self) -> bool {
-        self.prompts > 0
+        self.prompts > self.near_ties.len()
             && self.missing.is_empty()
             && self.outputs.values().all(|o| o.wrong == 0)
             && self.greedy_differences.is_empty()
@@ -227,8 +227,10 @@ mod tests {
         .into()
     }
 
+    /// One prompt that agrees, and one as given.
     fn compare(scores: [f32; 3], logit: f32, modules: [f32; 3]) -> Comparison {
         let mut comparison = Comparison::default();
+        comparison.add(&prompt([0.5, 0.3, 0.2]), &found(1.0, [1.0, 0.0, 0.0]), &TOLERANCE);
         comparison.add(&prompt(scores), &found(logit, modules), &TOLERANCE);
         comparison
     }
@@ -249,6 +251,14 @@ mod tests {
         // One module more, its score at tau; then one whose score is far from everything.
         assert!(compare([0.5, 0.3, 0.200_005], 1.0, [1.0, 0.0, 1.0]).agrees());
         assert!(!compare([0.5, 0.3, 0.19], 1.0, [1.0, 0.0, 1.0]).agrees());
+    }
+
+    #[test]
+    fn near_ties_alone_prove_nothing() {
+        let mut comparison = Comparison::default();
+        comparison.add(&prompt([0.4, 0.399_995, 0.2]), &found(1.0, [0.0, 1.0, 0.0]), &TOLERANCE);
+        assert_eq!(comparison.near_ties, ["000"]);
+        assert!(!comparison.agrees());
     }
 
     #[test]

@@ -16,10 +16,26 @@ pub struct Sizes {
     module_bytes: u64,
     /// Weights of one module.
     module_elems: u64,
-    /// Bytes of one key and its value.
-    key_bytes: u64,
-    /// Multiply-adds of one key: score and value, all heads of its group.
-    key_multiply_adds: u64,
+    /// A key of clustered attention.
+    clustered_key: Key,
+    /// A key of range attention: the token router's; where the model attends so too, the smaller of both, which
+    /// flatters nobody.
+    range_key: Key,
+}
+
+/// What one key costs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Key {
+    /// The key and its value.
+    bytes: u64,
+    /// Score and value, all heads of its group.
+    multiply_adds: u64,
+}
+
+impl Key {
+    fn new(head_dim: u64, group: u64) -> Self {
+        Key { bytes: 2 * 4 * head_dim, multiply_adds: 2 * group * head_dim }
+    }
 }
 
 /// Work of some calls.
@@ -63,22 +79,34 @@ impl Sizes {
         let number = |key: &str| config[key].as_u64().unwrap_or(0);
         let head_dim = number("head_dim");
         let group = number("num_attention_heads").checked_div(number("num_key_value_heads")).unwrap_or(0);
-        sizes.key_bytes = 2 * 4 * head_dim;
-        sizes.key_multiply_adds = 2 * group * head_dim;
+        let model = Key::new(head_dim, group);
+        let router = &config["token_router"];
+        let router_dim = match (router["hidden_size"].as_u64(), router["num_heads"].as_u64()) {
+            (Some(hidden), Some(heads)) => hidden.checked_div(heads),
+            _ => None,
+        };
+        sizes.clustered_key = model;
+        sizes.range_key = match router_dim.map(|dim| Key::new(dim, 1)) {
+            Some(router) if config["attention"]["kind"] == "clustered" || router.bytes < model.bytes => router,
+            Some(_) | None => model,
+        };
         sizes
     }
 
     /// Work of `calls` calls with `tokens` tokens in all, one row of each through the head, from the session's counters
     /// since they were reset.
     pub fn work(&self, session: &Session, calls: u64, tokens: u64) -> Work {
-        let keys = session.counter(Counter::ClusteredKeysRead) + session.counter(Counter::RangeKeysRead);
+        let keys = [
+            (session.counter(Counter::ClusteredKeysRead), self.clustered_key),
+            (session.counter(Counter::RangeKeysRead), self.range_key),
+        ];
         let bytes = calls * self.dense_bytes
             + session.counter(Counter::ModulesRead) * self.module_bytes
-            + keys * self.key_bytes;
+            + keys.iter().map(|(n, key)| n * key.bytes).sum::<u64>();
         let multiply_adds = tokens * self.dense_elems
             + calls * self.head_elems
             + session.counter(Counter::RowsRouted) * self.module_elems
-            + keys * self.key_multiply_adds;
+            + keys.iter().map(|(n, key)| n * key.multiply_adds).sum::<u64>();
         Work { bytes, multiply_adds }
     }
 }

@@ -106,7 +106,7 @@ fn passes_alone(args: &CompileArgs, options: &Options, names: &[String]) -> anyh
 fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let temporary = tempfile::NamedTempFile::new_in(folder)?;
+    let temporary = crate::ui::temporary_in(folder)?;
     std::fs::write(temporary.path(), text)?;
     temporary.persist(path)?;
     Ok(())

@@ -136,7 +136,7 @@ fn plain_tensors(session: &mut Session, input: &str, output: &Path) -> anyhow::R
         .collect::<anyhow::Result<Vec<u32>>>()?;
     let tensors = session.forward_all(&ids)?;
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)
+    let mut temporary = crate::ui::temporary_in(folder)
         .with_context(|| format!("{}: a file beside it cannot be created", output.display()))?;
     let mut npz = NpzWriter::new(temporary.as_file_mut());
     for tensor in tensors {
