@@ -15,6 +15,7 @@ mod error;
 pub mod layout;
 mod lower;
 pub mod program;
+mod stack;
 pub mod targets;
 
 pub use artifact::{About, Lowered, component_name, lower};
