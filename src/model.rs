@@ -206,7 +206,7 @@ impl Summary<'_> {
             graph.info.name,
             options.target.name,
             kernels + code,
-            program.ranges.iter().filter(|r| r.nodes.is_some()).count(),
+            program.ranges.iter().filter(|r| r.node.is_some()).count(),
             bytes(program.code.len() as u64),
             program.kernels.len(),
         );

@@ -165,6 +165,14 @@ pub enum RunError {
         /// The manifest's reason.
         why: ShortText,
     },
+    /// The artifact was compiled without entry points for profiling.
+    #[error(
+        "profile: entry point, wanted `{name}`, found none\nhint: compile the model again with this version of lapidary"
+    )]
+    NoEntry {
+        /// Its name.
+        name: &'static str,
+    },
     /// Decode takes one token.
     #[error("decode: tokens, wanted 1, found {found}\nhint: prefill takes more")]
     DecodeTokens {

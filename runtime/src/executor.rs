@@ -8,14 +8,31 @@ use core::{
 };
 
 use lapidary_format::{
-    Head, ManifestFlags, Port,
-    abi::{COUNTERS, Counter, EntryFn, ExecContext, StepFn},
+    ENTRY_DECODE_PROFILE, ENTRY_PREFILL_PROFILE, Head, ManifestFlags, Port,
+    abi::{COUNTERS, Counter, EntryFn, ExecContext, NO_MODULE, StepFn},
 };
 
 use crate::{
     LoadError, ParallelFor, Program, RunError, ShortText, View,
     program::{Call, LOGITS, check_aligned, rows_of},
 };
+
+/// Watches a call, see [`Executor::run_observed`].
+///
+/// Methods are called from generated code and must not unwind; those that panic end the process.
+pub trait Observer: Sync {
+    /// A call begins.
+    fn begin_call(&self);
+
+    /// The current thread begins a part of a step.
+    fn begin_part(&self);
+
+    /// The call has ended a step: a record of the artifact's step table.
+    fn end_step(&self, step: u64);
+
+    /// The current thread has ended a module's share of its part of a step.
+    fn end_module(&self, step: u64, module: u64);
+}
 
 /// The code section, executable.
 #[derive(Clone, Copy, Debug)]
@@ -149,8 +166,42 @@ impl<'a> Executor<'a> {
     /// head; heads that pool over tokens take 1. Outputs are in [`Executor::output`] until the next call.
     pub fn run(&mut self, call: Call, ids: &[u32], first_position: u64, output_rows: u64) -> Result<(), RunError> {
         let entry = self.check(call, ids, first_position, output_rows)?;
+        self.enter(entry, ids, first_position, output_rows, None);
+        Ok(())
+    }
+
+    /// [`Executor::run`] through the entry point's twin, which tells `observer` of every step.
+    pub fn run_observed(
+        &mut self,
+        call: Call,
+        ids: &[u32],
+        first_position: u64,
+        output_rows: u64,
+        observer: &dyn Observer,
+    ) -> Result<(), RunError> {
+        self.check(call, ids, first_position, output_rows)?;
+        let name = match call {
+            Call::Prefill => ENTRY_PREFILL_PROFILE,
+            Call::Decode => ENTRY_DECODE_PROFILE,
+        };
+        let entry = self.program.artifact().entries().iter().find(|entry| entry.name == name);
+        // Below the length of the code, which is in memory.
+        let entry = entry.ok_or(RunError::NoEntry { name })?.offset as usize;
+        self.enter(entry, ids, first_position, output_rows, Some(observer));
+        Ok(())
+    }
+
+    /// Calls the code at offset `entry` with arguments that `check` has passed.
+    fn enter(
+        &mut self,
+        entry: usize,
+        ids: &[u32],
+        first_position: u64,
+        output_rows: u64,
+        observer: Option<&dyn Observer>,
+    ) {
         let tokens = ids.len() as u64;
-        let link = Link { parallel: self.parallel };
+        let link = Link { parallel: self.parallel, observer };
         let context = ExecContext {
             weights: self.program.artifact().weights().as_ptr(),
             arena: self.arena.base.as_ptr(),
@@ -163,8 +214,12 @@ impl<'a> Executor<'a> {
             output_rows,
             ids: ids.as_ptr(),
             counters: self.counters.as_ptr(),
+            mark,
             runtime: (&raw const link).cast_mut().cast::<c_void>(),
         };
+        if let Some(observer) = observer {
+            observer.begin_call();
+        }
         // SAFETY: the offset lies in the code section (the format's check), the image holds that section
         // (`CodeImage::new`), and it was compiled for this ABI and these CPU features (`Program::load`).
         let entry: EntryFn = unsafe { core::mem::transmute(self.code.base.as_ptr().add(entry)) };
@@ -174,7 +229,6 @@ impl<'a> Executor<'a> {
         self.position = first_position + tokens;
         self.last_tokens = tokens;
         self.last_output_rows = output_rows;
-        Ok(())
     }
 
     /// Checks all that generated code relies on and returns the entry point's offset.
@@ -260,6 +314,7 @@ impl core::fmt::Debug for Executor<'_> {
 /// What [`ExecContext::runtime`] points to.
 struct Link<'l> {
     parallel: &'l dyn ParallelFor,
+    observer: Option<&'l dyn Observer>,
 }
 
 /// Carries the context to other threads.
@@ -280,7 +335,21 @@ unsafe extern "C" fn parallel_for(context: *const ExecContext, step: StepFn, uni
     let link = unsafe { &*(*context).runtime.cast::<Link<'_>>() };
     let context = SharedContext(context);
     link.parallel.run(units, &|begin, end| {
+        if let Some(observer) = link.observer {
+            observer.begin_part();
+        }
         // SAFETY: `ParallelFor` gives disjoint ranges within `0..units` and ends before this function returns.
         unsafe { step(context.get(), begin, end) };
     });
+}
+
+unsafe extern "C" fn mark(context: *const ExecContext, step: u64, module: u64) {
+    // SAFETY: as in `parallel_for`.
+    let link = unsafe { &*(*context).runtime.cast::<Link<'_>>() };
+    if let Some(observer) = link.observer {
+        match module {
+            NO_MODULE => observer.end_step(step),
+            module => observer.end_module(step, module),
+        }
+    }
 }

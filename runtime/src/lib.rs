@@ -47,7 +47,7 @@ mod text;
 mod view;
 
 pub use error::{LoadError, RunError};
-pub use executor::{CodeImage, Executor};
+pub use executor::{CodeImage, Executor, Observer};
 #[cfg(feature = "std")]
 pub use host::Host;
 pub use lapidary_format as format;

@@ -12,7 +12,7 @@ use std::{
 use lapidary_format::{Dtype, Head, ManifestFlags, Port, abi::Counter};
 use thiserror::Error;
 
-use crate::{Call, Executor, LoadError, Model, RunError, ShortText, ThreadPool, View, mapping::Pages};
+use crate::{Call, Executor, LoadError, Model, Observer, RunError, ShortText, ThreadPool, View, mapping::Pages};
 
 /// Why a session cannot begin.
 #[derive(Debug, Error)]
@@ -114,6 +114,23 @@ impl Session {
     pub fn decode(&mut self, token: u32) -> Result<(), RunError> {
         let position = self.position();
         self.executor.run(Call::Decode, &[token], position, 1)
+    }
+
+    /// [`Session::prefill`] with an observer that is told of every step.
+    pub fn prefill_observed(&mut self, ids: &[u32], observer: &dyn Observer) -> Result<(), RunError> {
+        let manifest = *self.manifest();
+        check_whole(ids, self.position(), manifest.vocab_size, manifest.max_tokens)?;
+        for chunk in ids.chunks(manifest.max_chunk_tokens as usize) {
+            let position = self.position();
+            self.executor.run_observed(Call::Prefill, chunk, position, 1, observer)?;
+        }
+        Ok(())
+    }
+
+    /// [`Session::decode`] with an observer that is told of every step.
+    pub fn decode_observed(&mut self, token: u32, observer: &dyn Observer) -> Result<(), RunError> {
+        let position = self.position();
+        self.executor.run_observed(Call::Decode, &[token], position, 1, observer)
     }
 
     /// Logits of the last token; `None` before the first call and for heads without logits.

@@ -7,7 +7,7 @@
 
 use core::ffi::c_void;
 
-/// One entry point of the code section: `decode` or `prefill`.
+/// One entry point of the code section: `decode`, `prefill`, or one of their twins for profiling.
 pub type EntryFn = unsafe extern "C" fn(ctx: *const ExecContext);
 
 /// One step: computes units `begin..end` of its parallel range.
@@ -16,11 +16,19 @@ pub type StepFn = unsafe extern "C" fn(ctx: *const ExecContext, begin: u64, end:
 /// Runs `step` over `0..units`, on as many threads as the runtime has; returns when all units are done.
 pub type ParallelForFn = unsafe extern "C" fn(ctx: *const ExecContext, step: StepFn, units: u64);
 
+/// Told by the profiling entry points, and by nothing else, that a step has ended: `step` is its record in the artifact's
+/// step table. Steps that work module by module also tell, on the thread that did the work, that `module`'s part of their
+/// range has ended; otherwise `module` is [`NO_MODULE`].
+pub type MarkFn = unsafe extern "C" fn(ctx: *const ExecContext, step: u64, module: u64);
+
+/// A whole step, see [`MarkFn`].
+pub const NO_MODULE: u64 = u64::MAX;
+
 /// A kernel: takes the address of its argument block (`lapidary_kernels::args`).
 pub type KernelFn = unsafe extern "C" fn(*const c_void);
 
 /// Version of this contract; an artifact names the one it was compiled for.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// What generated code sees. All fields are 8 bytes, so that offsets agree on every 64-bit target.
 #[repr(C)]
@@ -46,6 +54,8 @@ pub struct ExecContext {
     pub ids: *const u32,
     /// Work counters, in the order of [`Counter`]; never null.
     pub counters: *const core::sync::atomic::AtomicU64,
+    /// See [`MarkFn`].
+    pub mark: MarkFn,
     /// The runtime's own.
     pub runtime: *mut c_void,
 }

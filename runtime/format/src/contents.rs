@@ -18,6 +18,10 @@ pub const MAX_STACK_BYTES: u64 = 1 << 32;
 pub const ENTRY_DECODE: &str = "decode";
 /// Name of the entry point for any number of tokens.
 pub const ENTRY_PREFILL: &str = "prefill";
+/// Name of the twin of [`ENTRY_DECODE`] that reports the end of each step.
+pub const ENTRY_DECODE_PROFILE: &str = "decode.profile";
+/// Name of the twin of [`ENTRY_PREFILL`] that reports the end of each step.
+pub const ENTRY_PREFILL_PROFILE: &str = "prefill.profile";
 
 const MAX_ENTRIES: usize = 16;
 

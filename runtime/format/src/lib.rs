@@ -52,7 +52,10 @@ pub use artifact::Artifact;
 #[cfg(feature = "std")]
 pub use builder::{ArtifactBuilder, WeightsWriter, WriteError};
 pub use container::{MAGIC, MAJOR, MAX_SECTIONS, MINOR, SECTION_ALIGN, Section, SectionFlags, SectionKind};
-pub use contents::{ENTRY_DECODE, ENTRY_PREFILL, EXTENT_ALIGN, MAX_MEMORY_BYTES, MAX_STACK_BYTES, TENSOR_ALIGN};
+pub use contents::{
+    ENTRY_DECODE, ENTRY_DECODE_PROFILE, ENTRY_PREFILL, ENTRY_PREFILL_PROFILE, EXTENT_ALIGN, MAX_MEMORY_BYTES,
+    MAX_STACK_BYTES, TENSOR_ALIGN,
+};
 pub use error::{Fault, FormatError, Place};
 pub use record::Record;
 pub use records::{

@@ -162,14 +162,14 @@ fn required_features(program: &Program) -> Vec<&'static str> {
 }
 
 fn code_tables(builder: &mut ArtifactBuilder, program: &Program) -> Result<(), LowerError> {
-    for (entry, offset) in &program.entries {
-        builder.push(format::Entry { name: entry.name(), offset: *offset as u64 });
+    for (name, offset) in &program.entries {
+        builder.push(format::Entry { name, offset: *offset as u64 });
     }
     for range in &program.ranges {
-        let entry = program.entries.iter().position(|(e, _)| *e == range.entry).unwrap_or_default();
+        let entry = program.entries.iter().position(|(name, _)| *name == range.entry.name()).unwrap_or_default();
         builder.push(format::Step {
             name: &range.name,
-            op: &range.ops,
+            op: &range.op,
             offset: range.offset as u64,
             bytes: count("code of a step", range.size_bytes as u64)?,
             entry: entry as u32,
@@ -223,12 +223,17 @@ fn plan_tables(builder: &mut ArtifactBuilder, graph: &Graph, plan: &Plan, progra
             row_stride_bytes: place.row_stride * ty.dtype.bytes(),
         });
     }
-    // Lifetimes are in nodes; the artifact counts the steps of the first entry point.
-    let steps: Vec<(u32, u32)> =
-        program.ranges.iter().filter(|r| r.entry == Entry::Prefill).filter_map(|r| r.nodes).collect();
-    let step_of = |node: u32| steps.iter().position(|(_, last)| *last >= node).unwrap_or(steps.len()) as u32;
+    // Lifetimes are in nodes; the artifact counts records of its step table.
+    let steps: Vec<(u32, u32)> = (0..)
+        .zip(&program.ranges)
+        .filter(|(_, range)| range.entry == Entry::Prefill)
+        .filter_map(|(step, range)| Some((step, range.node?)))
+        .collect();
+    let last = steps.last().map_or(0, |(step, _)| *step);
+    let first_step_of = |node: u32| steps.iter().find(|(_, n)| *n >= node).map_or(last, |(step, _)| *step);
+    let last_step_of = |node: u32| steps.iter().rev().find(|(_, n)| *n <= node).map_or(0, |(step, _)| *step);
     for buffer in &plan.buffers {
-        let (first_step, last_step) = (step_of(buffer.first.0), step_of(buffer.last.0));
+        let (first_step, last_step) = (first_step_of(buffer.first.0), last_step_of(buffer.last.0));
         builder.push(format::Buffer {
             name: &buffer.name,
             offset: buffer.offset_bytes,

@@ -10,7 +10,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::FunctionBuilder;
-use lapidary_format::abi::{Counter, ExecContext};
+use lapidary_format::abi::{Counter, ExecContext, NO_MODULE};
 use lapidary_kernels::{KernelOp, KernelRow, WeightType, select};
 
 use crate::LowerError;
@@ -97,6 +97,8 @@ pub struct Emit<'a, 'f> {
     pub ctx: Value,
     /// The other parameters: `begin`, `end` of a step; empty for an entry point.
     pub params: Vec<Value>,
+    /// The step as which a loop over modules reports the end of each module's work; `None`: it reports nothing.
+    pub report_modules: Option<u32>,
     kernel_signature: SigRef,
 }
 
@@ -121,7 +123,7 @@ impl<'a, 'f> Emit<'a, 'f> {
         b.seal_block(entry);
         let all = b.block_params(entry).to_vec();
         let kernel_signature = b.import_signature(signature(1));
-        Emit { b, target, imports, ctx: all[0], params: all[1..].to_vec(), kernel_signature }
+        Emit { b, target, imports, ctx: all[0], params: all[1..].to_vec(), report_modules: None, kernel_signature }
     }
 
     /// Returns from the function.
@@ -268,10 +270,25 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     /// Calls a step for all its units on this thread.
     pub fn call_step(&mut self, id: FunctionId, units: Value) {
-        let function = self.function(id, 3);
         let zero = self.int(0);
+        self.call_range(id, zero, units);
+    }
+
+    /// Calls a step for units `begin..end` on this thread.
+    pub fn call_range(&mut self, id: FunctionId, begin: Value, end: Value) {
+        let function = self.function(id, 3);
         let ctx = self.ctx;
-        self.b.ins().call(function, &[ctx, zero, units]);
+        self.b.ins().call(function, &[ctx, begin, end]);
+    }
+
+    /// Tells the runtime that a step, or a module's part of it on this thread, has ended.
+    pub fn mark(&mut self, step: u32, module: Option<Value>) {
+        let mark = self.context(context_field!(mark));
+        let step = self.int(u64::from(step));
+        let module = module.unwrap_or_else(|| self.int(NO_MODULE));
+        let signature = self.b.import_signature(signature(3));
+        let ctx = self.ctx;
+        self.b.ins().call_indirect(signature, mark, &[ctx, step, module]);
     }
 
     /// Hands a step to the runtime's threads.

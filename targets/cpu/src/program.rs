@@ -23,10 +23,10 @@ const FUNCTION_ALIGN: usize = 64;
 /// A range of the code section.
 #[derive(Clone, Debug)]
 pub struct CodeRange {
-    /// Function: `prefill/3 layers.0.attn`, or the entry point's name.
+    /// Function: `prefill/3`, `prefill/3.1` for the second of several steps over the same rows, or the entry point's name.
     pub name: String,
-    /// Ops it computes, with the labels of their nodes.
-    pub ops: String,
+    /// Label and op of the node it computes; empty for functions that only call others.
+    pub op: String,
     /// Offset in the section.
     pub offset: usize,
     /// Length.
@@ -35,8 +35,8 @@ pub struct CodeRange {
     pub frame_bytes: u64,
     /// Entry point that runs it.
     pub entry: Entry,
-    /// First and last node it computes; `None` for the entry point itself.
-    pub nodes: Option<(u32, u32)>,
+    /// The node it computes; `None` for functions that only call others, and for second versions of a step.
+    pub node: Option<u32>,
 }
 
 /// A compiled program.
@@ -46,8 +46,8 @@ pub struct Program {
     pub code: Vec<u8>,
     /// Steps and entry points in order.
     pub ranges: Vec<CodeRange>,
-    /// Offsets of the entry points.
-    pub entries: Vec<(Entry, usize)>,
+    /// Names and offsets of the entry points.
+    pub entries: Vec<(&'static str, usize)>,
     /// Kernels in the order of the context's table.
     pub kernels: Vec<&'static str>,
     /// Most bytes of stack that one call of an entry point takes: generated code and kernels.
@@ -57,9 +57,9 @@ pub struct Program {
 /// A function before it is linked.
 struct Compiled {
     name: String,
-    ops: String,
+    op: String,
     entry: Entry,
-    nodes: Option<(u32, u32)>,
+    node: Option<u32>,
     frame_bytes: u64,
     code: Vec<u8>,
     relocations: Vec<Relocation>,
@@ -91,7 +91,7 @@ pub fn compile(
     let mut entry_functions = Vec::new();
     for entry in entries {
         let lowering = Lowering::new(graph, plan, layout, *entry);
-        entry_functions.push((*entry, compiler.entry(&lowering)?));
+        entry_functions.extend(compiler.entry(&lowering)?);
     }
     link(compiler.functions, &entry_functions, compiler.imports.names().to_vec())
 }
@@ -106,46 +106,76 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn entry(&mut self, lowering: &Lowering<'_>) -> Result<FunctionId, LowerError> {
+    /// An entry point and its twin for profiling, which runs the same steps and reports the end of each.
+    ///
+    /// Every step is a function of its own. Neighbouring steps over the same rows are joined by one that calls each of
+    /// them, so that they are handed to the threads together; the twin calls them one by one.
+    fn entry(&mut self, lowering: &Lowering<'_>) -> Result<[(&'static str, FunctionId); 2], LowerError> {
         let entry = lowering.entry;
         let mut calls: Vec<(FunctionId, Units)> = Vec::new();
-        for group in merge(lowering.steps()?) {
+        let mut profiled: Vec<(FunctionId, Units, u32)> = Vec::new();
+        for (at, group) in join(lowering.steps()?).into_iter().enumerate() {
             let units = group[0].units;
-            let nodes = (group[0].node.0, group[group.len() - 1].node.0);
-            let mut ops = String::new();
-            let mut last = None;
-            for step in group.iter().filter(|s| last.replace(s.node) != Some(s.node)) {
-                let node = lowering.graph.node(step.node);
-                if !ops.is_empty() {
-                    ops.push_str(", ");
-                }
-                ops.push_str(&format!("{} {}", node.label, node.op.row().name));
+            let joined = group.len() > 1;
+            let mut members = Vec::new();
+            for (i, step) in group.iter().enumerate() {
+                let name = if joined { format!("{}/{at}.{i}", entry.name()) } else { format!("{}/{at}", entry.name()) };
+                let id = self.step(&name, lowering, step, None)?;
+                members.push(id);
+                let reporting = match step.by_module {
+                    true => self.step(&format!("{name} by module"), lowering, step, Some(id.0))?,
+                    false => id,
+                };
+                profiled.push((reporting, units, id.0));
             }
-            let name = format!("{}/{}", entry.name(), calls.len());
-            let id = self.function(name, ops, entry, Some(nodes), 3, |e| {
-                let (begin, end) = (e.params[0], e.params[1]);
-                group.into_iter().try_for_each(|step| (step.body)(e, begin, end))
-            })?;
-            calls.push((id, units));
+            let call = match members[..] {
+                [single] => single,
+                _ => self.function(format!("{}/{at}", entry.name()), String::new(), entry, None, 3, |e| {
+                    let (begin, end) = (e.params[0], e.params[1]);
+                    members.iter().for_each(|id| e.call_range(*id, begin, end));
+                    Ok(())
+                })?,
+            };
+            calls.push((call, units));
         }
-        self.function(entry.name().into(), String::new(), entry, None, 1, |e| {
-            for (id, units) in calls {
-                let count = lowering.unit_count(e, units);
-                match units {
-                    Units::Serial => e.call_step(id, count),
-                    Units::Rows(_) | Units::Pieces(_) | Units::QueryBlocks { .. } => e.parallel_step(id, count),
-                }
+        let plain = self.function(entry.name().into(), String::new(), entry, None, 1, |e| {
+            calls.iter().for_each(|(id, units)| lowering.run_step(e, *id, *units));
+            Ok(())
+        })?;
+        let profile = self.function(entry.profile_name().into(), String::new(), entry, None, 1, |e| {
+            for (id, units, step) in profiled {
+                lowering.run_step(e, id, units);
+                e.mark(step, None);
             }
             Ok(())
+        })?;
+        Ok([(entry.name(), plain), (entry.profile_name(), profile)])
+    }
+
+    /// The function of a step; with `report`, one that reports the end of each module's work as that of step `report`.
+    fn step(
+        &mut self,
+        name: &str,
+        lowering: &Lowering<'_>,
+        step: &Step<'_>,
+        report: Option<u32>,
+    ) -> Result<FunctionId, LowerError> {
+        let node = lowering.graph.node(step.node);
+        let op = format!("{} {}", node.label, node.op.row().name);
+        let computes = report.is_none().then_some(step.node.0);
+        self.function(name.into(), op, lowering.entry, computes, 3, |e| {
+            let (begin, end) = (e.params[0], e.params[1]);
+            e.report_modules = report;
+            (step.body)(e, begin, end)
         })
     }
 
     fn function(
         &mut self,
         name: String,
-        ops: String,
+        op: String,
         entry: Entry,
-        nodes: Option<(u32, u32)>,
+        node: Option<u32>,
         params: usize,
         body: impl FnOnce(&mut Emit) -> Result<(), LowerError>,
     ) -> Result<FunctionId, LowerError> {
@@ -181,7 +211,7 @@ impl Compiler<'_> {
                 Ok(Relocation { offset: r.offset as usize, kind: r.kind, target, addend: r.addend })
             })
             .collect::<Result<Vec<_>, LowerError>>()?;
-        self.functions.push(Compiled { name, ops, entry, nodes, frame_bytes, code, relocations });
+        self.functions.push(Compiled { name, op, entry, node, frame_bytes, code, relocations });
         Ok(id)
     }
 }
@@ -193,12 +223,11 @@ fn target_of(function: &Function, name: &ExternalName) -> Option<u32> {
     }
 }
 
-/// Neighbouring steps over the same rows, and neighbouring serial steps, become one function.
-fn merge(steps: Vec<Step<'_>>) -> Vec<Vec<Step<'_>>> {
+/// Neighbouring steps over the same rows belong together: row r of each needs only row r of the ones before.
+fn join(steps: Vec<Step<'_>>) -> Vec<Vec<Step<'_>>> {
     let mut groups: Vec<Vec<Step<'_>>> = Vec::new();
     for step in steps {
-        let joins = matches!(step.units, Units::Serial | Units::Rows(_))
-            && groups.last().is_some_and(|group| group[0].units == step.units);
+        let joins = matches!(step.units, Units::Rows(_)) && groups.last().is_some_and(|g| g[0].units == step.units);
         match groups.last_mut() {
             Some(group) if joins => group.push(step),
             Some(_) | None => groups.push(vec![step]),
@@ -239,7 +268,7 @@ fn target_isa(target: &CpuTarget) -> Result<OwnedTargetIsa, LowerError> {
 /// Puts the functions one after the other and resolves their references to each other.
 fn link(
     functions: Vec<Compiled>,
-    entries: &[(Entry, FunctionId)],
+    entries: &[(&'static str, FunctionId)],
     kernels: Vec<&'static str>,
 ) -> Result<Program, LowerError> {
     let kernel_bytes =
@@ -262,15 +291,15 @@ fn link(
         }
         program.ranges.push(CodeRange {
             name: f.name,
-            ops: f.ops,
+            op: f.op,
             offset: *start,
             size_bytes: f.code.len(),
             frame_bytes: f.frame_bytes,
             entry: f.entry,
-            nodes: f.nodes,
+            node: f.node,
         });
     }
-    program.entries = entries.iter().map(|(entry, id)| (*entry, starts[id.0 as usize])).collect();
+    program.entries = entries.iter().map(|(name, id)| (*name, starts[id.0 as usize])).collect();
     Ok(program)
 }
 

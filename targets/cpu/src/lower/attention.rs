@@ -65,6 +65,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::CopyRows, WeightType::None)?;
                 let start = e.context(context_field!(first_position));
@@ -91,6 +92,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Serial,
+            by_module: false,
             body: Box::new(move |e, _, _| {
                 let tokens = self.rows(e, dim);
                 let queries = e.times(tokens, kv_heads);
@@ -118,6 +120,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(mask.op, WeightType::None)?;
                 let tokens = self.rows(e, dim);

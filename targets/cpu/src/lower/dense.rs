@@ -37,6 +37,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(op, weight)?;
                 let block = args!(EmbedArgs {
@@ -63,6 +64,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::RmsNorm, WeightType::None)?;
                 let block = args!(RmsNormArgs {
@@ -91,6 +93,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(op, WeightType::None)?;
                 let block = args!(UnaryArgs {
@@ -120,6 +123,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 e.for_range(begin, end, 1, |e, row| {
                     let bases: Vec<_> = inputs.iter().map(|v| self.row_address(e, *v, row)).collect();
@@ -147,6 +151,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 e.for_range(begin, end, 1, |e, row| {
                     let out = self.row_address(e, y, row);
@@ -185,6 +190,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let (begin, end) = self.panel_range(e, units, panels, begin, end);
                 let rows = self.rows(e, dim);
@@ -246,6 +252,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let (begin, end) = self.panel_range(e, units, panels, begin, end);
                 let rows = self.rows(e, dim);
@@ -282,6 +289,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::Rope, WeightType::None)?;
                 let start = e.context(context_field!(first_position));
@@ -312,6 +320,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::CopyRows, WeightType::None)?;
                 let tokens = self.rows(e, Dim::Sym(SymbolId::TOKENS));
@@ -343,6 +352,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Serial,
+            by_module: false,
             body: Box::new(move |e, _, _| {
                 let kernel = e.select(KernelOp::MeanRows, WeightType::None)?;
                 let block = args!(MeanRowsArgs {

@@ -28,7 +28,17 @@ impl<'a> Lowering<'a> {
             let first = e.load_u32(entry, 0);
             let next = e.load_u32(entry, 4);
             let rows = e.b.ins().isub(next, first);
-            e.if_else(rows, |e| body(e, module, first, rows), |_| Ok(()))
+            e.if_else(
+                rows,
+                |e| {
+                    body(e, module, first, rows)?;
+                    if let Some(step) = e.report_modules {
+                        e.mark(step, Some(module));
+                    }
+                    Ok(())
+                },
+                |_| Ok(()),
+            )
         })
     }
 
@@ -45,6 +55,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: true,
             body: Box::new(move |e, begin, end| {
                 let (begin, end) = self.panel_range(e, units, panels, begin, end);
                 self.for_modules(e, offsets, modules.count, |e, module, first, rows| {
@@ -91,6 +102,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: hidden_units,
+            by_module: true,
             body: Box::new(move |e, begin, end| {
                 let (begin, end) = self.panel_range(e, hidden_units, hidden_panels, begin, end);
                 self.for_modules(e, offsets, gate_up.count, |e, module, first, rows| {
@@ -124,6 +136,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: true,
             body: Box::new(move |e, begin, end| {
                 let (begin, end) = self.panel_range(e, units, panels, begin, end);
                 let columns = self.columns(e, begin, end, nr, n);

@@ -1,8 +1,7 @@
 //! From a planned graph to steps: which function computes a node, over which units, and in which order.
 //!
 //! Every node becomes zero, one or two [`Step`]s. A step's function computes units `begin..end`: rows of its result,
-//! weight panels, attention blocks. Neighbouring steps over the same rows become one function, because row r of each
-//! needs only row r of the ones before; all shapes, strides and offsets are constants of the code.
+//! weight panels, attention blocks; all shapes, strides and offsets are constants of the code.
 
 mod attention;
 mod dense;
@@ -14,11 +13,12 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use lapidary_compiler::ir::{DType, Dim, Graph, Node, NodeId, Op, Operand, SymbolId, ValueId, WeightId};
 use lapidary_compiler::plan::{Plan, Region, ScratchRole};
 
+use lapidary_format::{ENTRY_DECODE, ENTRY_DECODE_PROFILE, ENTRY_PREFILL, ENTRY_PREFILL_PROFILE};
 use lapidary_kernels::KernelOp;
 
 use self::dense::Arithmetic;
 use crate::LowerError;
-use crate::emit::{Arg, Emit, context_field};
+use crate::emit::{Arg, Emit, FunctionId, context_field};
 use crate::layout::WeightLayout;
 
 /// Which entry point is being lowered.
@@ -34,8 +34,16 @@ impl Entry {
     /// Name in the artifact.
     pub const fn name(self) -> &'static str {
         match self {
-            Entry::Decode => "decode",
-            Entry::Prefill => "prefill",
+            Entry::Decode => ENTRY_DECODE,
+            Entry::Prefill => ENTRY_PREFILL,
+        }
+    }
+
+    /// Name of its twin that reports the end of each step.
+    pub const fn profile_name(self) -> &'static str {
+        match self {
+            Entry::Decode => ENTRY_DECODE_PROFILE,
+            Entry::Prefill => ENTRY_PREFILL_PROFILE,
         }
     }
 }
@@ -59,7 +67,7 @@ pub enum Units {
 }
 
 /// What emits the code of a step: `(emit, begin, end)`.
-pub type Body<'a> = Box<dyn FnOnce(&mut Emit, Value, Value) -> Result<(), LowerError> + 'a>;
+pub type Body<'a> = Box<dyn Fn(&mut Emit, Value, Value) -> Result<(), LowerError> + 'a>;
 
 /// A piece of a node's work.
 pub struct Step<'a> {
@@ -67,7 +75,9 @@ pub struct Step<'a> {
     pub node: NodeId,
     /// How it may be split.
     pub units: Units,
-    /// Its code.
+    /// Whether it works module by module, and reports so to a profiler.
+    pub by_module: bool,
+    /// Its code; emitted a second time where a profiler wants reports.
     pub body: Body<'a>,
 }
 
@@ -202,6 +212,15 @@ impl<'a> Lowering<'a> {
                 let blocks = e.ceil_div(tokens, block);
                 e.times(blocks, heads)
             }
+        }
+    }
+
+    /// Calls a step for all its units, on the runtime's threads where it can be split.
+    pub fn run_step(&self, e: &mut Emit, id: FunctionId, units: Units) {
+        let count = self.unit_count(e, units);
+        match units {
+            Units::Serial => e.call_step(id, count),
+            Units::Rows(_) | Units::Pieces(_) | Units::QueryBlocks { .. } => e.parallel_step(id, count),
         }
     }
 

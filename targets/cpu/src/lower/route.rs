@@ -28,6 +28,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::RouteScores, WeightType::None)?;
                 let block = args!(RouteScoresArgs {
@@ -57,6 +58,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::RouteCluster, WeightType::None)?;
                 let block = args!(RouteClusterArgs {
@@ -88,6 +90,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(op, WeightType::None)?;
                 let (begin, rows) = if across_tokens {
@@ -125,6 +128,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Serial,
+            by_module: false,
             body: Box::new(move |e, _, _| {
                 let kernel = e.select(KernelOp::RouteGroup, WeightType::None)?;
                 let offsets = self.address(e, node.results[0]);
@@ -161,6 +165,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::GatherRows, WeightType::None)?;
                 let block = args!(IndexedRowsArgs {
@@ -191,6 +196,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units,
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::ScatterAdd, WeightType::None)?;
                 let (begin, end) = self.panel_range(e, units, pieces, begin, end);
@@ -239,6 +245,7 @@ impl<'a> Lowering<'a> {
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
+            by_module: false,
             body: Box::new(move |e, begin, end| {
                 let kernel = e.select(KernelOp::RouteMemory, WeightType::None)?;
                 let block = args!(RouteMemoryArgs {
