@@ -52,6 +52,9 @@ pub enum Command {
     Bench(BenchArgs),
     /// Shows what is in a model or an artifact
     Inspect(InspectArgs),
+    /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
+    #[cfg(feature = "compiler")]
+    Disasm(DisasmArgs),
     /// Compares an artifact's outputs with reference outputs or another artifact
     Compare(CompareArgs),
     /// Lists the targets that this build compiles for
@@ -205,6 +208,23 @@ pub struct InspectArgs {
     /// Verify every checksum and bound
     #[arg(long)]
     pub check: bool,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `disasm`.
+#[cfg(feature = "compiler")]
+#[derive(Args)]
+pub struct DisasmArgs {
+    /// The artifact
+    pub artifact: PathBuf,
+    /// Only the functions of this entry point: prefill, decode
+    #[arg(long)]
+    pub entry: Option<String>,
+    /// Only functions with this in their name or op
+    #[arg(long, value_name = "SUBSTRING")]
+    pub step: Option<String>,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -37,7 +37,6 @@ pub(super) fn decode(bytes: &[u8], begin: usize) -> Vec<Decoded> {
     options.set_space_after_operand_separator(true);
     options.set_branch_leading_zeros(false);
     options.set_show_branch_size(false);
-    options.set_rip_relative_addresses(true);
     let mut info = InstructionInfoFactory::new();
     let mut decoded = Vec::new();
     let mut at = 0;
