@@ -208,6 +208,9 @@ pub struct InspectArgs {
     /// Verify every checksum and bound
     #[arg(long)]
     pub check: bool,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -19,6 +19,7 @@ mod difference;
 mod engine;
 mod failure;
 mod limits;
+mod memory_picture;
 #[cfg(feature = "compiler")]
 mod model;
 mod reference;
