@@ -312,7 +312,8 @@ mod tests {
                         .map(|b| picture.families.iter().find(|f| f.name == b.name).expect("in the legend").symbol)
                         .collect();
                     let found = picture.cells[row][column];
-                    prop_assert!(if here.is_empty() { found == FREE } else { here.contains(&found) });
+                    let is_right = if here.is_empty() { found == FREE } else { here.contains(&found) };
+                    prop_assert!(is_right, "row {}, column {}: {}", row, column, found);
                 }
             }
             let live = (0..steps).map(|t| buffers.iter().filter(|b| b.first <= t && t <= b.last).map(|b| b.bytes).sum());

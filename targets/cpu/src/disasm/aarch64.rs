@@ -4,7 +4,7 @@
 //! surely harmless is taken to change every register whose number the word holds.
 
 use yaxpeax_arch::{Decoder, U8Reader};
-use yaxpeax_arm::armv8::a64::{InstDecoder, Instruction, Operand};
+use yaxpeax_arm::armv8::a64::{InstDecoder, Instruction, Opcode, Operand};
 
 use super::{Callee, Convention, Decoded, Effect, Flow, Place, Register, data};
 
@@ -26,6 +26,10 @@ pub(super) fn decode(bytes: &[u8], begin: usize) -> Vec<Decoded> {
         let offset = begin + 4 * i;
         let Ok(word) = <[u8; 4]>::try_from(chunk).map(u32::from_le_bytes) else { return data(offset, chunk) };
         let Ok(instruction) = decoder.decode(&mut U8Reader::new(chunk)) else { return data(offset, chunk) };
+        // What is not allocated the decoder may call invalid, or udf for its whole group.
+        if instruction.opcode == Opcode::Invalid || instruction.opcode == Opcode::UDF && word >> 16 != 0 {
+            return data(offset, chunk);
+        }
         let mut effects = effects(Word(word), offset as u64);
         let memory = memory(Word(word));
         // The zero register keeps nothing and is no base.

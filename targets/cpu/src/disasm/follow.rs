@@ -28,7 +28,7 @@ const _: () = assert!(FIELDS.len() * 8 == size_of::<ExecContext>(), "a field of 
 const REGISTERS: usize = 32;
 
 /// Most places of the stack that are followed.
-const MOST_SLOTS: usize = 1024;
+const MOST_SLOTS: usize = 256;
 
 /// A function is given up when its instructions were visited this often on average: only code that no compiler makes.
 const MOST_VISITS: usize = 64;
@@ -133,11 +133,21 @@ impl State {
         }
     }
 
-    fn step(&mut self, one: &Decoded, convention: &Convention) {
-        one.effects.iter().for_each(|effect| self.apply(*effect));
+    /// Does what an instruction does; gives the offset of the code section that it computes.
+    fn step(&mut self, one: &Decoded, convention: &Convention) -> Option<u64> {
+        let mut computed = None;
+        for effect in &one.effects {
+            self.apply(*effect);
+            if let Effect::Address { to, .. } | Effect::Offset { to, .. } = *effect
+                && let Value::Code(target) = self.get(to)
+            {
+                computed = Some(target);
+            }
+        }
         if matches!(one.flow, Flow::Call { .. } | Flow::CallIndirect(_)) {
             convention.changed_by_calls.iter().for_each(|register| self.set(*register, Value::Unknown));
         }
+        computed
     }
 
     /// Keeps what `other` holds too; whether something was lost.
@@ -157,19 +167,26 @@ fn field(offset: i64) -> Option<&'static str> {
     FIELDS.iter().find(|(at, _)| *at == offset).map(|(_, name)| *name)
 }
 
-/// What each instruction of a function calls or reads.
-pub(super) fn notes<'a>(code: &Code<'a>, decoded: &[Decoded], convention: &Convention) -> Vec<Option<Note<'a>>> {
-    let begins = states(decoded, convention);
+/// What each instruction of a function calls or reads; without `from_begin`, as far as one instruction alone says it.
+pub(super) fn notes<'a>(
+    code: &Code<'a>,
+    decoded: &[Decoded],
+    convention: &Convention,
+    from_begin: bool,
+) -> Vec<Option<Note<'a>>> {
+    let begins = if from_begin { states(decoded, convention) } else { BTreeMap::new() };
     let mut known: Option<State> = None;
     let mut notes = Vec::with_capacity(decoded.len());
     for (i, one) in decoded.iter().enumerate() {
-        known = begins.get(&i).cloned().or(known);
-        notes.push(note(code, one, known.as_ref().unwrap_or(&State::unknown()), convention));
-        // What comes after an end, without being jumped to, nothing runs.
-        known = known.filter(|_| falls_through(one)).map(|mut state| {
-            state.step(one, convention);
-            state
-        });
+        if let Some(state) = begins.get(&i) {
+            known = Some(state.clone());
+        }
+        // What comes after an end, without being jumped to, nothing runs: nothing is known there.
+        let mut state = known.take().unwrap_or_else(State::unknown);
+        let named = note(code, one, &state, convention);
+        let computed = state.step(one, convention);
+        notes.push(named.or_else(|| code.function_at(computed?).map(Note::Function)));
+        known = (falls_through(one) && !begins.is_empty()).then_some(state);
     }
     notes
 }
@@ -238,15 +255,6 @@ fn note<'a>(code: &Code<'a>, one: &Decoded, before: &State, convention: &Convent
         Flow::Call { target } | Flow::Jump { target, .. } => return code.function_at(target).map(Note::Function),
         Flow::CallIndirect(callee) => return called(code, callee, before, convention),
         Flow::Next | Flow::JumpAnywhere | Flow::End => {}
-    }
-    let mut state = before.clone();
-    for effect in &one.effects {
-        state.apply(*effect);
-        if let Effect::Address { to, .. } | Effect::Offset { to, .. } = *effect
-            && let Value::Code(target) = state.get(to)
-        {
-            return code.function_at(target).map(Note::Function);
-        }
     }
     let memory = one.memory?;
     match (before.get(memory.base), before.loaded(memory)) {

@@ -9,7 +9,13 @@ pub(super) struct Range<'a> {
     pub end: usize,
     /// Usually one; none for bytes between steps, and for the rest of a step after another within it.
     pub steps: Vec<Step<'a>>,
+    /// Whether it is all of its steps: only then is what its registers hold followed.
+    is_whole: bool,
 }
+
+/// Longer ranges are cut, so that the listing of one takes little memory; the longest function of a real program has some
+/// thousand bytes.
+const MOST_BYTES: usize = 1 << 20;
 
 /// A function of the code section.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +44,7 @@ impl<'c> Function<'c> {
     pub fn lines(&self) -> Vec<Line<'c>> {
         let code = self.code;
         let (decoded, convention) = decode(code.architecture, code.bytes, self.range.begin, self.range.end);
-        let notes = follow::notes(code, &decoded, convention);
+        let notes = follow::notes(code, &decoded, convention, self.range.is_whole);
         let line = |(one, note): (super::Decoded, _)| Line {
             offset: one.offset as u64,
             bytes: code.bytes.get(one.offset..one.offset + one.length).unwrap_or_default(),
@@ -73,11 +79,22 @@ pub(super) fn ranges<'a>(mut steps: Vec<Step<'a>>, code: &[u8]) -> Vec<Range<'a>
         if !here.is_empty() || (begin < covered_to && begin < end) || !is_padding() {
             // A step of no bytes lies before what follows it, not around it.
             let end = if begin < covered_to || here.is_empty() { end } else { begin };
-            ranges.push(Range { begin, end, steps: here });
+            let is_whole = |step: &Step<'_>| within(step.offset.saturating_add(step.bytes)) == end;
+            let is_whole = !here.is_empty() && here.iter().all(is_whole);
+            ranges.push(Range { begin, end, steps: here, is_whole });
             if end == begin && !is_padding() {
-                ranges.push(Range { begin, end: cuts.get(i + 1).copied().unwrap_or(begin), steps: Vec::new() });
+                let end = cuts.get(i + 1).copied().unwrap_or(begin);
+                ranges.push(Range { begin, end, steps: Vec::new(), is_whole: false });
             }
         }
     }
-    ranges
+    ranges.into_iter().flat_map(pieces).collect()
+}
+
+/// A range in pieces that are not too long.
+fn pieces(range: Range<'_>) -> Vec<Range<'_>> {
+    let Range { begin, end, mut steps, is_whole } = range;
+    let is_whole = is_whole && end - begin <= MOST_BYTES;
+    let piece = |at| Range { begin: at, end: end.min(at + MOST_BYTES), steps: std::mem::take(&mut steps), is_whole };
+    (begin..end.max(begin + 1)).step_by(MOST_BYTES).map(piece).collect()
 }

@@ -60,7 +60,9 @@ pub(super) fn decode(bytes: &[u8], begin: usize) -> Vec<Decoded> {
                 text,
                 effects: effects(&instruction, &mut info),
                 flow: flow(&instruction),
-                memory: place(&instruction),
+                // These name an address and do not go there.
+                memory: place(&instruction)
+                    .filter(|_| !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop)),
             }
         };
         at += one.length;
