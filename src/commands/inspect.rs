@@ -148,10 +148,10 @@ fn memory(artifact: &Artifact<'_>) -> String {
     );
     let (families, _) = memory_picture::families(artifact.state_buffers().iter().map(|b| (b.name, b.bytes)));
     for family in families {
-        // A character is a fiftieth of the state; what is there has at least one.
+        // A character is a thirtieth of the state; what is there has at least one.
         let total = u128::from(family.most_bytes) * family.count as u128;
-        let bar = (50 * total).div_ceil(u128::from(plan.state_bytes.max(1))).min(50) as usize;
-        out.push_str(&format!("  {:<50}  {}\n", "#".repeat(bar), memory_picture::legend(&family)));
+        let bar = (30 * total).div_ceil(u128::from(plan.state_bytes.max(1))).min(30) as usize;
+        out.push_str(&format!("  {:<30}  {}\n", "#".repeat(bar), memory_picture::legend(&family)));
     }
     out
 }
