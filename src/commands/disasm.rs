@@ -55,7 +55,7 @@ fn chosen<'c>(args: &DisasmArgs, artifact: &Artifact<'_>, code: &'c Code<'c>) ->
     let chosen: Vec<_> = all.into_iter().filter(|f| is_all || f.steps().iter().any(wanted)).collect();
     if chosen.is_empty() && !is_all {
         bail!(Usage(
-            "--step: wanted a part of a function's name or op, found in none\nhint: `lapidary inspect` lists the steps"
+            "--step: wanted a part of a function's name or op, found in none\nhint: `lapidary inspect --format json` lists all steps"
                 .into()
         ));
     }
