@@ -12,7 +12,10 @@ mod failure;
 mod limits;
 #[cfg(feature = "compiler")]
 mod model;
+#[cfg(feature = "profile")]
+mod profile;
 mod reference;
+mod routing;
 mod ui;
 mod work;
 
