@@ -24,7 +24,7 @@ pub fn check(kernels: &[Kernel]) {
             }
             let bytes: Vec<u8> = match kernel.row.weight {
                 WeightType::F16 => places.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-                WeightType::F32 | WeightType::None => places.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                _ => places.iter().flat_map(|x| x.to_le_bytes()).collect(),
             };
             let bytes = Guarded::of(&bytes);
             let ldy = n + random.below(3);

@@ -14,13 +14,15 @@ mod gemm;
 mod hostile;
 mod memory;
 mod pack;
+mod quant;
+mod quant_pack;
 mod route;
 mod rows;
 mod select;
 mod table;
 mod transcendental;
 
-use lapidary_kernels::{FeatureSet, KernelFn, KernelOp, KernelRow, kernels, resolve_for};
+use lapidary_kernels::{FeatureSet, KernelFn, KernelOp, KernelRow, WeightType, kernels, resolve_for};
 use proptest::test_runner::{Config, TestRunner};
 
 /// 2⁻²³, twice the largest relative error of one rounding: every tolerance counts roundings in it.
@@ -91,7 +93,13 @@ fn property<S: proptest::strategy::Strategy>(strategy: S, check: impl Fn(S::Valu
 /// The test of an operation's kernels.
 fn oracle_of(op: KernelOp) -> fn(&[Kernel]) {
     match op {
-        KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => gemm::check,
+        KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => |kernels| {
+            let (quantized, float): (Vec<_>, Vec<_>) =
+                kernels.iter().partition(|kernel| matches!(kernel.row.weight, WeightType::I8 | WeightType::I4));
+            gemm::check(&float);
+            quant::check(&quantized);
+        },
+        KernelOp::QuantizeRows => quant::check_quantize_rows,
         KernelOp::RmsNorm => rows::check_rms_norm,
         KernelOp::Softmax => rows::check_softmax,
         KernelOp::Silu => rows::check_silu,
@@ -144,6 +152,7 @@ operations! {
     gemv_matches_oracle = Gemv;
     gemm_swiglu_matches_oracle = GemmSwiglu;
     gemv_swiglu_matches_oracle = GemvSwiglu;
+    quantize_rows_matches_oracle = QuantizeRows;
     rms_norm_matches_oracle = RmsNorm;
     softmax_matches_oracle = Softmax;
     silu_matches_oracle = Silu;
