@@ -493,6 +493,34 @@ pub struct EmbedArgs {
     pub nr: u64,
 }
 
+/// `embed_rows` and `embed_panels` of int8 and int4 tables `[vocab, n]`: `y = f32(code) · scale`. The table is packed by
+/// [`crate::pack_quantized`]; for `embed_rows` as the kernel's own row says, for `embed_panels` as the row of the LM head's
+/// GEMM says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QEmbedArgs {
+    /// Token ids `[rows]`, each < vocab (checked by the runtime).
+    pub ids: *const u32,
+    /// Table.
+    pub table: *const u8,
+    /// Result.
+    pub y: *mut f32,
+    /// Row stride of y.
+    pub ldy: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Hidden size.
+    pub n: u64,
+    /// int4: hidden elements that share a scale, 32, 64 or 128. int8: 0.
+    pub group: u64,
+    /// [`crate::QuantLayout::nr`] of the table.
+    pub nr: u64,
+    /// [`crate::QuantLayout::kr`] of the table.
+    pub kr: u64,
+    /// [`crate::QuantLayout::code_offset`] of the table.
+    pub code_offset: u64,
+}
+
 /// `mean_rows`: `y[0, :] = mean_r x[r, :]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

@@ -89,9 +89,9 @@ kernel_ops! {
     GatherRows = "gather_rows";
     /// [`crate::args::IndexedRowsArgs`].
     ScatterAdd = "scatter_add";
-    /// [`crate::args::EmbedArgs`].
+    /// [`crate::args::EmbedArgs`]; of int8 and int4 tables [`crate::args::QEmbedArgs`].
     EmbedRows = "embed_rows";
-    /// [`crate::args::EmbedArgs`].
+    /// The blocks of [`KernelOp::EmbedRows`].
     EmbedPanels = "embed_panels";
     /// [`crate::args::MeanRowsArgs`].
     MeanRows = "mean_rows";
@@ -134,7 +134,7 @@ impl WeightType {
     }
 }
 
-/// Tile of a matrix kernel, all 0 for the others.
+/// Tile of a matrix kernel or quantized table, all 0 for the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// Most rows that are computed together.
@@ -170,7 +170,7 @@ impl KernelRow {
     }
 
     /// How the weights of a kernel of int8 or int4 weights are laid out, `group` inputs sharing a scale (int8: 0); none for
-    /// other kernels.
+    /// kernels that have no layout of their own.
     pub fn quant_layout(&self, group: usize) -> Option<QuantLayout> {
         QuantLayout::new(self.weight, group, self.tile.nr, self.tile.kr, self.isa.code_offset())
     }
@@ -454,11 +454,23 @@ kernel_table! {
         Neon (0, 0) embed_rows_f16_neon = embed::embed_rows::<_, F16>;
         Scalar (0, 0) embed_rows_f16_scalar = embed::embed_rows::<_, F16>;
     }
+    EmbedRows I8 "y = table[id] · scale, row-major table" {
+        Scalar (0, 1, 4) embed_rows_i8_scalar = quant::embed_i8;
+    }
+    EmbedRows I4 "y = table[id] · scale, row-major table" {
+        Scalar (0, 1, 4) embed_rows_i4_scalar = quant::embed_i4;
+    }
     EmbedPanels F32 "y = table[id], table in panels" {
         Scalar (0, 0) embed_panels_f32_scalar = embed::embed_panels::<F32>;
     }
     EmbedPanels F16 "y = table[id], table in panels" {
         Scalar (0, 0) embed_panels_f16_scalar = embed::embed_panels::<F16>;
+    }
+    EmbedPanels I8 "y = table[id] · scale, table in panels" {
+        Scalar (0, 0) embed_panels_i8_scalar = quant::embed_i8;
+    }
+    EmbedPanels I4 "y = table[id] · scale, table in panels" {
+        Scalar (0, 0) embed_panels_i4_scalar = quant::embed_i4;
     }
     MeanRows None "y = mean over the rows of x" {
         Avx512 (0, 0) mean_rows_f32_avx512 = rows::mean_rows;

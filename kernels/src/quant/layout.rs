@@ -135,6 +135,7 @@ impl QuantLayout {
 
     pub(crate) fn new(weight: WeightType, group: usize, nr: usize, kr: usize, code_offset: u8) -> Option<Self> {
         let fits = match weight {
+            _ if nr == 0 => false,
             WeightType::I8 => group == 0,
             WeightType::I4 => Self::GROUPS.contains(&group),
             WeightType::None | WeightType::F32 | WeightType::F16 => false,

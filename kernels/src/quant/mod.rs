@@ -9,11 +9,13 @@
 // Loops over the registers of a tile index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+mod embed;
 pub(crate) mod lanes;
 mod layout;
 mod record;
 
 pub use layout::{QuantLayout, QuantPackError, QuantSource, pack_quantized, pack_quantized_swiglu};
+pub(crate) use embed::{embed_i4, embed_i8};
 pub(crate) use record::quantize_rows;
 pub use record::quantized_row_bytes;
 

@@ -90,12 +90,16 @@ fn property<S: proptest::strategy::Strategy>(strategy: S, check: impl Fn(S::Valu
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
+/// Kernels of quantized weights, and the others.
+fn by_weights(kernels: &[Kernel]) -> (Vec<Kernel>, Vec<Kernel>) {
+    kernels.iter().partition(|kernel| matches!(kernel.row.weight, WeightType::I8 | WeightType::I4))
+}
+
 /// The test of an operation's kernels.
 fn oracle_of(op: KernelOp) -> fn(&[Kernel]) {
     match op {
         KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => |kernels| {
-            let (quantized, float): (Vec<_>, Vec<_>) =
-                kernels.iter().partition(|kernel| matches!(kernel.row.weight, WeightType::I8 | WeightType::I4));
+            let (quantized, float) = by_weights(kernels);
             gemm::check(&float);
             quant::check(&quantized);
         },
@@ -122,7 +126,11 @@ fn oracle_of(op: KernelOp) -> fn(&[Kernel]) {
         KernelOp::RouteMemory => route::check_memory,
         KernelOp::GatherRows => rows::check_gather,
         KernelOp::ScatterAdd => rows::check_scatter,
-        KernelOp::EmbedRows | KernelOp::EmbedPanels => embed::check,
+        KernelOp::EmbedRows | KernelOp::EmbedPanels => |kernels| {
+            let (quantized, float) = by_weights(kernels);
+            embed::check(&float);
+            embed::check_quantized(&quantized);
+        },
         KernelOp::MeanRows => rows::check_mean,
     }
 }
