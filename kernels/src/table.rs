@@ -200,6 +200,14 @@ macro_rules! compile {
             @simd "x86_64", Avx512, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl", $name, $kernel
         );
     };
+    (AvxVnni $name:ident $kernel:expr) => {
+        compile!(@simd "x86_64", AvxVnni, "avx,avx2,fma,f16c,avxvnni", $name, $kernel);
+    };
+    (Avx512Vnni $name:ident $kernel:expr) => {
+        compile!(
+            @simd "x86_64", Avx512Vnni, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", $name, $kernel
+        );
+    };
     (@simd $arch:literal, $isa:ident, $features:literal, $name:ident, $kernel:expr) => {
         #[cfg(target_arch = $arch)]
         #[target_feature(enable = $features)]
@@ -314,27 +322,51 @@ kernel_table! {
         Scalar (1, 8) gemv_swiglu_f32_f16_1x8_scalar = gemm::gemv_swiglu::<_, F16, 8>;
     }
     Gemm I8 "c (+)= scale · a·wᵀ, a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_i8_i8_12x32_avx512vnni = quant::gemm::<_, I8, 12, 2>;
+        AvxVnni (6, 16, 4) gemm_i8_i8_6x16_avxvnni = quant::gemm::<_, I8, 6, 2>;
+        Avx2 (5, 16, 4) gemm_i8_i8_5x16_avx2 = quant::gemm::<_, I8, 5, 2>;
         Scalar (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
     }
     Gemm I4 "c (+)= scale · a·wᵀ, a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_i8_i4_12x32_avx512vnni = quant::gemm::<_, I4, 12, 2>;
+        AvxVnni (5, 16, 4) gemm_i8_i4_5x16_avxvnni = quant::gemm::<_, I4, 5, 2>;
+        Avx2 (4, 16, 4) gemm_i8_i4_4x16_avx2 = quant::gemm::<_, I4, 4, 2>;
         Scalar (4, 8, 4) gemm_i8_i4_4x8_scalar = quant::gemm::<_, I4, 4, 8>;
     }
     Gemv I8 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_i8_i8_1x32_avx512vnni = quant::gemv::<_, I8, 2>;
+        AvxVnni (1, 16, 4) gemv_i8_i8_1x16_avxvnni = quant::gemv::<_, I8, 2>;
+        Avx2 (1, 16, 4) gemv_i8_i8_1x16_avx2 = quant::gemv::<_, I8, 2>;
         Scalar (1, 8, 4) gemv_i8_i8_1x8_scalar = quant::gemv::<_, I8, 8>;
     }
     Gemv I4 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_i8_i4_1x32_avx512vnni = quant::gemv::<_, I4, 2>;
+        AvxVnni (1, 16, 4) gemv_i8_i4_1x16_avxvnni = quant::gemv::<_, I4, 2>;
+        Avx2 (1, 16, 4) gemv_i8_i4_1x16_avx2 = quant::gemv::<_, I4, 2>;
         Scalar (1, 8, 4) gemv_i8_i4_1x8_scalar = quant::gemv::<_, I4, 8>;
     }
     GemmSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i8_12x32_avx512vnni = quant::gemm_swiglu::<_, I8, 12, 2>;
+        AvxVnni (6, 16, 4) gemm_swiglu_i8_i8_6x16_avxvnni = quant::gemm_swiglu::<_, I8, 6, 2>;
+        Avx2 (5, 16, 4) gemm_swiglu_i8_i8_5x16_avx2 = quant::gemm_swiglu::<_, I8, 5, 2>;
         Scalar (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
     }
     GemmSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i4_12x32_avx512vnni = quant::gemm_swiglu::<_, I4, 12, 2>;
+        AvxVnni (5, 16, 4) gemm_swiglu_i8_i4_5x16_avxvnni = quant::gemm_swiglu::<_, I4, 5, 2>;
+        Avx2 (4, 16, 4) gemm_swiglu_i8_i4_4x16_avx2 = quant::gemm_swiglu::<_, I4, 4, 2>;
         Scalar (4, 8, 4) gemm_swiglu_i8_i4_4x8_scalar = quant::gemm_swiglu::<_, I4, 4, 8>;
     }
     GemvSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i8_1x32_avx512vnni = quant::gemv_swiglu::<_, I8, 2>;
+        AvxVnni (1, 16, 4) gemv_swiglu_i8_i8_1x16_avxvnni = quant::gemv_swiglu::<_, I8, 2>;
+        Avx2 (1, 16, 4) gemv_swiglu_i8_i8_1x16_avx2 = quant::gemv_swiglu::<_, I8, 2>;
         Scalar (1, 8, 4) gemv_swiglu_i8_i8_1x8_scalar = quant::gemv_swiglu::<_, I8, 8>;
     }
     GemvSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i4_1x32_avx512vnni = quant::gemv_swiglu::<_, I4, 2>;
+        AvxVnni (1, 16, 4) gemv_swiglu_i8_i4_1x16_avxvnni = quant::gemv_swiglu::<_, I4, 2>;
+        Avx2 (1, 16, 4) gemv_swiglu_i8_i4_1x16_avx2 = quant::gemv_swiglu::<_, I4, 2>;
         Scalar (1, 8, 4) gemv_swiglu_i8_i4_1x8_scalar = quant::gemv_swiglu::<_, I4, 8>;
     }
     QuantizeRows None "q = round(x · 127 / amax), scale = amax / 127" {
