@@ -62,6 +62,13 @@ pub struct Node {
     pub label: String,
 }
 
+impl Node {
+    /// Whether the node is attention that keeps keys and values between calls.
+    pub fn keeps_keys(&self) -> bool {
+        self.op == Op::AttnClustered || (self.op == Op::AttnRange && self.attrs.flag("causal"))
+    }
+}
+
 /// A named result of the graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use super::edit::title;
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{AttrValue, Component, Graph, Op, Storage};
+use crate::quant::RecipeError;
 
 pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, PassError> {
     let mut report = PassReport::default();
     let mut changes: BTreeMap<(Component, Storage, Storage), u64> = BTreeMap::new();
-    for choice in ctx.recipe.choices(graph) {
+    let failed = |e: RecipeError| PassError::Failed { pass: "choose-formats", message: e.to_string() };
+    for choice in ctx.recipe.choices(graph).map_err(failed)? {
         let weight = &mut graph.weights[choice.weight.0 as usize];
         if weight.storage != choice.storage {
             *changes.entry((weight.component, weight.storage, choice.storage)).or_default() += 1;
@@ -30,16 +32,14 @@ pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, Pa
 fn choose_kv_cache(graph: &mut Graph, ctx: &PassContext, report: &mut PassReport) {
     let storage = ctx.recipe.kv_cache().name();
     for node in &mut graph.nodes {
-        let keeps = match node.op {
-            Op::AttnClustered => true,
-            Op::AttnRange => node.attrs.flag("causal"),
-            _ => continue,
-        };
+        if !matches!(node.op, Op::AttnRange | Op::AttnClustered) {
+            continue;
+        }
         let own = node.attrs.word("kv_cache");
         if own == storage {
             continue;
         }
-        if !keeps {
+        if !node.keeps_keys() {
             report.miss(title(node), format!("it is not causal and keeps no keys and values: not {storage}"));
             continue;
         }

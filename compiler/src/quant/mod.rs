@@ -15,13 +15,20 @@
 //! ```
 
 mod activations;
+mod budget;
+pub mod calibrate;
 mod kv;
 mod product;
 mod recipe;
+mod recipe_file;
 mod weights;
 
 pub use activations::{QuantizedRow, SMALLEST_AMAX, quantize_row, quantized_row_bytes};
+pub use budget::{BUDGET_ORDER, BUDGET_STORAGES, BudgetError, fit_budget, parse_bytes};
 pub use kv::round_kv_row;
 pub use product::{int4_dot, int8_dot};
-pub use recipe::{Builtin, Choice, Recipe, Rule, UnknownRecipe};
+pub use recipe::{
+    Builtin, Choice, ComponentSize, Recipe, RecipeError, Rule, UnknownRecipe, allowed, recipe_kv_name, recipe_name,
+};
+pub use recipe_file::RecipeFileError;
 pub use weights::{Int4Row, Int8Row, QuantizedRows, Scales, quantize_int4, quantize_int8};

@@ -13,12 +13,12 @@ use crate::ir::{Int4Group, Storage};
 /// Adding and subtracting this rounds numbers below 2^22 in magnitude to integers, half to even.
 const ROUND: f32 = 12_582_912.0;
 
-/// How much smaller than max-abs the scales of an int8 row are that are tried: steps of 1/64 down to 3/4.
-const INT8_STEPS: u32 = 16;
-/// The same for an int4 group: the largest magnitude goes to `8 − i/4` for i in 0..=18, with either sign.
-const INT4_STEPS: u32 = 19;
+/// How much smaller than max-abs the scales of an int8 row are that are tried: steps of 1/64.
+const INT8_STEPS: u32 = 4;
+/// The same for an int4 group: the largest magnitude goes to `8 − i/2`, i from 0, with either sign.
+const INT4_STEPS: u32 = 7;
 /// Rounds of least squares after the list.
-const REFINEMENTS: u32 = 2;
+const REFINEMENTS: u32 = 4;
 
 /// An int8 row: w_i ≈ codes_i · scale.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,7 +162,7 @@ pub fn quantize_int4(x: &[f32], group: Int4Group, importance: Option<&[f32]>) ->
             continue;
         }
         let steps = (0..INT4_STEPS).flat_map(|i| {
-            let scale = amax / (8.0 - i as f32 / 4.0);
+            let scale = amax / (8.0 - i as f32 / 2.0);
             [scale, -scale]
         });
         let scale = range.search(x, amax, steps, round_scale);
