@@ -50,6 +50,9 @@ pub enum Command {
     Run(RunArgs),
     /// Times an artifact: prefill and decode
     Bench(BenchArgs),
+    /// Shows where the time of an artifact goes on this CPU: per op, per module, for the routers
+    #[cfg(feature = "profile")]
+    Profile(ProfileArgs),
     /// Shows what is in a model or an artifact
     Inspect(InspectArgs),
     /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
@@ -169,6 +172,9 @@ pub struct RunArgs {
     /// Print the work counters after the run: rows routed, keys read, modules read
     #[arg(long)]
     pub counters: bool,
+    /// Write which modules every token visited, one line of JSON per token
+    #[arg(long, value_name = "FILE")]
+    pub record_routing: Option<PathBuf>,
 }
 
 /// `bench`.
@@ -195,6 +201,41 @@ pub struct BenchArgs {
     /// Which modules tokens visit: model (what the model's own router says on random ids)
     #[arg(long, default_value = "model")]
     pub routing: String,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `profile`.
+#[cfg(feature = "profile")]
+#[derive(Args)]
+pub struct ProfileArgs {
+    /// The artifact
+    pub artifact: PathBuf,
+    /// Text to continue
+    #[arg(long, conflicts_with_all = ["text", "input"])]
+    pub prompt: Option<String>,
+    /// Text to classify or to embed
+    #[arg(long, conflicts_with = "input")]
+    pub text: Option<String>,
+    /// Token ids instead of text: ids=@ids.npy, int64 of one dimension
+    #[arg(long, value_name = "NAME=@FILE.npy")]
+    pub input: Option<String>,
+    /// Tokens to decode after the prompt
+    #[arg(long, default_value_t = 32)]
+    pub max_new: usize,
+    /// Threads (0: as many as the machine has)
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Measured rounds
+    #[arg(long, default_value_t = 9)]
+    pub reps: usize,
+    /// Write the last round as a Chrome trace, for ui.perfetto.dev
+    #[arg(long, value_name = "OUT.json")]
+    pub trace: Option<PathBuf>,
+    /// Write everything as one HTML page
+    #[arg(long, value_name = "OUT.html")]
+    pub report: Option<PathBuf>,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

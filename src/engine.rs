@@ -36,7 +36,16 @@ pub fn available_threads() -> usize {
 
 /// Runs ids through the model and gives every output with all rows.
 pub fn outputs(session: &mut Session, ids: &[u32]) -> anyhow::Result<BTreeMap<String, Rows>> {
-    let tensors = session.forward_all(ids)?;
+    outputs_with(session, ids, &mut |_, _| ())
+}
+
+/// [`outputs`]; `after_call` sees the session after each call, and the tokens of that call.
+pub fn outputs_with(
+    session: &mut Session,
+    ids: &[u32],
+    after_call: &mut dyn FnMut(&Session, &[u32]),
+) -> anyhow::Result<BTreeMap<String, Rows>> {
+    let tensors = session.forward_all_with(ids, after_call)?;
     Ok(tensors
         .into_iter()
         .map(|t| {

@@ -22,7 +22,10 @@ mod limits;
 mod memory_picture;
 #[cfg(feature = "compiler")]
 mod model;
+#[cfg(feature = "profile")]
+mod profile;
 mod reference;
+mod routing;
 mod ui;
 mod work;
 

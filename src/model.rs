@@ -53,11 +53,6 @@ fn target(name: &str) -> anyhow::Result<CpuTarget> {
 }
 
 fn recipe(name: &str) -> anyhow::Result<Recipe> {
-    if matches!(name, "int8" | "int4" | "hybrid") || name.ends_with(".toml") {
-        bail!(Unsupported(format!(
-            "--quant {name}: integer weights are not in this build yet; wanted none, fp32 or fp16"
-        )));
-    }
     Recipe::from_str(name).map_err(|e| anyhow::Error::new(Usage(format!("--quant: {e}"))))
 }
 
@@ -87,7 +82,7 @@ pub fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> 
     if max_tokens == 0 || max_tokens > limit {
         bail!(Usage(format!("--max-tokens: wanted 1 to {limit} (max_position_embeddings), found {max_tokens}")));
     }
-    let mut context = PassContext::new(graph, options.recipe, max_tokens);
+    let mut context = PassContext::new(graph, options.recipe.clone(), max_tokens);
     if let Some(chunk) = options.chunk_tokens {
         context.chunk_tokens = chunk;
     }
@@ -130,7 +125,7 @@ impl Planned {
             None => None,
         };
         let about = About {
-            quantization: self.options.recipe.name().into(),
+            quantization: self.options.recipe.name.clone(),
             tokenizer: self.model.tokenizer.clone(),
             end_token,
             bytes_touched_per_token: work.weight_bytes.max + work.kv_bytes,
@@ -269,7 +264,7 @@ impl Summary<'_> {
             "schema": "lapidary.compile/1",
             "model": graph.info.name,
             "target": options.target.name,
-            "quantization": options.recipe.name(),
+            "quantization": options.recipe.name,
             "ops": { "kernels": kernels, "generated_code": code },
             "parameters": before.iter().map(|c| c.elems).sum::<u64>(),
             "components": components,

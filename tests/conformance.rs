@@ -167,7 +167,8 @@ fn attention() -> Vec<Case> {
         let shape = format!("heads = {heads}, kv_heads = {kv_heads}, head_dim = {head_dim}, scale = 0.4");
         for (causal, window) in [(true, 0), (true, 1), (true, 6), (false, 0)] {
             let ops = format!(
-                "{views}%15: f32[T, {q}] = attn.range(%13, %14, %12) {{{shape}, causal = {causal}, window = {window}}}\n"
+                "{views}%15: f32[T, {q}] = attn.range(%13, %14, %12) {{{shape}, causal = {causal}, window = {window}, \
+                 kv_cache = f32}}\n"
             );
             let name = format!("attn.range-{heads}x{kv_heads}x{head_dim}-{causal}-{window}");
             let mut made = case(name, d, "", &ops, &[("y", "%15")]);
@@ -183,7 +184,7 @@ fn attention() -> Vec<Case> {
                 "{views}%16: f32[T, 5] = route.scores(%x, _, @keys) {{scale = 1.0, lambda = 0.0, num_domains = 1}}\n\
                  %17: u32[T] = route.cluster(%16)\n\
                  %18: f32[T, {q}] = attn.clustered(%13, %14, %12, %17) {{{shape}, window = {window}, sinks = {sinks}, \
-                 cluster_cap = {cap}, num_clusters = 5}}\n"
+                 cluster_cap = {cap}, num_clusters = 5, kv_cache = f32}}\n"
             );
             let name = format!("attn.clustered-{heads}x{kv_heads}x{head_dim}-{window}-{sinks}-{cap}");
             cases.push(case(name, d, &keys, &ops, &[("cluster", "%17"), ("y", "%18")]));

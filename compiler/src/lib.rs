@@ -9,3 +9,4 @@ pub mod ir;
 pub mod ops;
 pub mod passes;
 pub mod plan;
+pub mod quant;

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use lapidary_compiler::interp::{Data, Interpreter, Tensor};
-use lapidary_compiler::ir::{DType, Graph, Op, Phase, WeightSource, parse};
+use lapidary_compiler::ir::{DType, Graph, Op, Phase, Storage, WeightSource, parse};
 use lapidary_compiler::passes::{self, PassContext, PassReport, Recipe, StopAfter};
 use lapidary_compiler::plan::{self, Plan, cost};
 use libtest_mimic::{Arguments, Trial};
@@ -102,14 +102,14 @@ impl Directives {
         let number = |key: &str| fields.get(key).map(|n| n.parse::<u64>()).transpose();
         Ok(Self {
             run: (*fields.get("run").context("the file has no `; run: …` line")?).to_owned(),
-            recipe: fields.get("recipe").map_or(Ok(Recipe::None), |r| r.parse())?,
+            recipe: fields.get("recipe").map_or(Ok(Recipe::default()), |r| r.parse())?,
             max_tokens: number("max-tokens")?.unwrap_or(16),
             chunk_tokens: number("chunk-tokens")?,
         })
     }
 
     fn context(&self, graph: &Graph) -> PassContext {
-        let ctx = PassContext::new(graph, self.recipe, self.max_tokens);
+        let ctx = PassContext::new(graph, self.recipe.clone(), self.max_tokens);
         PassContext { chunk_tokens: self.chunk_tokens.unwrap_or(ctx.chunk_tokens), ..ctx }
     }
 }
@@ -179,7 +179,13 @@ fn run_passes(mut graph: Graph, directives: &Directives, sections: &mut String) 
     let read_back = parse(&printed).context("reading back the graph that came out")?;
     ensure!(read_back == graph, "the graph that came out reads back differently:\n{printed}");
     if before.verify().is_ok() {
-        same_results(&before, &graph)?;
+        // What the recipe rounds is another model; the passes around it must not change anything more.
+        let mut rounded = before.clone();
+        if fired.contains("choose-formats: ") {
+            let row = passes::by_name("choose-formats").context("choose-formats")?;
+            passes::run_pass(row, &mut rounded, &ctx)?;
+        }
+        same_results(&before, &rounded, &graph)?;
     }
     if let Some(plan) = plan {
         plan::check(&plan, &graph)?;
@@ -268,7 +274,7 @@ fn line_of(lines: &[&str], place: &str) -> usize {
     at.or_else(|| starts("lir").first().copied()).unwrap_or(0)
 }
 
-/// Numbers of stored weights: made up, by name and position.
+/// Numbers of stored weights: made up, by name and position, such as the checkpoint's type can hold.
 struct MadeUp<'g>(&'g Graph);
 
 impl WeightSource for MadeUp<'_> {
@@ -277,13 +283,18 @@ impl WeightSource for MadeUp<'_> {
         let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let first = first_row * weight.cols();
         for (i, x) in out.iter_mut().enumerate() {
-            *x = pseudo_random(seed.wrapping_add(first + i as u64));
+            let number = pseudo_random(seed.wrapping_add(first + i as u64));
+            *x = match weight.storage {
+                Storage::F16 => half::f16::from_f32(number).to_f32(),
+                Storage::Bf16 => half::bf16::from_f32(number).to_f32(),
+                Storage::F32 | Storage::Int8 | Storage::Int4(_) => number,
+            };
         }
         Ok(())
     }
 
     fn stored_dtype(&self, name: &str) -> Option<DType> {
-        self.0.weights.iter().find(|w| w.name == name).map(|w| w.dtype)
+        self.0.weights.iter().find(|w| w.name == name).and_then(|w| w.storage.float())
     }
 }
 
@@ -295,8 +306,8 @@ fn pseudo_random(i: u64) -> f32 {
     ((x ^ (x >> 31)) >> 40) as f32 / (1u64 << 24) as f32 - 0.5
 }
 
-/// Runs both graphs on the same inputs and compares all outputs.
-fn same_results(before: &Graph, after: &Graph) -> Result<()> {
+/// Runs `rounded` and `after` on the same inputs and compares all outputs. `before` has the checkpoint's types.
+fn same_results(before: &Graph, rounded: &Graph, after: &Graph) -> Result<()> {
     const TOKENS: usize = 5;
     const OUTPUT_ROWS: usize = 2;
     let vocab = before.nodes.iter().filter(|n| n.op == Op::Embed).filter_map(|n| n.operands[1].weight());
@@ -319,7 +330,7 @@ fn same_results(before: &Graph, after: &Graph) -> Result<()> {
         let source = MadeUp(before);
         Interpreter::new(graph, &source).run_observed(&inputs, OUTPUT_ROWS, &mut |_, _| {})
     };
-    let (wanted, found) = (run(before)?, run(after)?);
+    let (wanted, found) = (run(rounded)?, run(after)?);
     ensure!(wanted.0.len() == found.0.len(), "{} outputs became {}", wanted.0.len(), found.0.len());
     for ((name, wanted), (_, found)) in wanted.0.iter().zip(&found.0) {
         match (&wanted.data, &found.data) {

@@ -165,7 +165,7 @@ fn attention_sees_exactly_its_keys() {
     ];
     let shape = "heads = 4, kv_heads = 2, head_dim = 2, scale = 0.5";
     let range = |rest: &str| {
-        let body = format!("%y = attn.range(%q, %k, %v) {{{shape}, {rest}}}");
+        let body = format!("%y = attn.range(%q, %k, %v) {{{shape}, {rest}, kv_cache = f32}}");
         eval("", &inputs, &body, &Numbers::default())
     };
     close(&range("causal = false, window = 0"), &attention(&q, &k, &v, t, |_, _| true));
@@ -173,7 +173,7 @@ fn attention_sees_exactly_its_keys() {
     close(&range("causal = true, window = 3"), &attention(&q, &k, &v, t, |t, j| j <= t && t - j < 3));
     for (window, sinks, cap) in [(1, 0, 0), (2, 1, 2), (1, 0, 3), (1, 3, 1), (9, 0, 0)] {
         let attrs = format!("window = {window}, sinks = {sinks}, cluster_cap = {cap}, num_clusters = 3");
-        let body = format!("%y = attn.clustered(%q, %k, %v, %c) {{{shape}, {attrs}}}");
+        let body = format!("%y = attn.clustered(%q, %k, %v, %c) {{{shape}, {attrs}, kv_cache = f32}}");
         let wanted = attention(&q, &k, &v, t, |t, j| {
             let later_of_cluster = (j + 1..=t).filter(|i| clusters[*i] == clusters[t]).count();
             let same = clusters[j] == clusters[t] && later_of_cluster < cap;

@@ -4,10 +4,11 @@ use lapidary_compiler::import::{
     AttentionConfig, GemConfig, ImportOptions, ScarConfig, TokenRouterConfig, emit, load, tensors,
 };
 use lapidary_compiler::interp::{Data, Interpreter, Outputs};
-use lapidary_compiler::ir::{DType, Graph, HeadKind, NoSource, Op, Phase, WeightDef, parse};
+use lapidary_compiler::ir::{Graph, HeadKind, NoSource, Op, Phase, Storage, WeightDef, parse};
 use lapidary_compiler::ops::Policy;
-use lapidary_compiler::passes::{self, PassContext, Recipe, run_pass, run_pipeline};
+use lapidary_compiler::passes::{self, PassContext, run_pass, run_pipeline};
 use lapidary_compiler::plan::{check, cost};
+use lapidary_compiler::quant::Builtin;
 use proptest::prelude::*;
 
 /// Sizes and choices of a small GEM.
@@ -74,10 +75,10 @@ fn configs() -> impl Strategy<Value = GemConfig> {
 fn model(config: &GemConfig, seed: u64, mixed: bool) -> Graph {
     let specs = tensors(config).expect("a possible config");
     emit(config, &specs, "random", &ImportOptions { scores: true }, |i, spec| {
-        let dtype = if mixed && i % 3 == 0 { DType::F16 } else { DType::F32 };
+        let storage = if mixed && i % 3 == 0 { Storage::F16 } else { Storage::F32 };
         // Norm weights are near nothing special, so that folding them shows.
         let std = if spec.shape.len() == 1 { 1.0 } else { 0.5 };
-        (dtype, WeightDef::Random { seed: seed.wrapping_mul(1000).wrapping_add(i as u64), std })
+        (storage, WeightDef::Random { seed: seed.wrapping_mul(1000).wrapping_add(i as u64), std })
     })
     .expect("a possible config")
 }
@@ -143,12 +144,18 @@ proptest! {
         let imported = model(&config, seed, mixed);
         let wanted = run(&imported, &ids);
         prop_assume!(!near_tie(&config, &wanted));
-        let ctx = PassContext::new(&imported, Recipe::ALL[recipe], 16);
+        let ctx = PassContext::new(&imported, Builtin::ALL[recipe], 16);
 
+        // What the recipe rounds is another model, whose results the passes after it keep.
         let mut graph = imported.clone();
+        let mut expected = wanted.clone();
         let plan = run_pipeline(&mut graph, &ctx, None, &mut |row, graph, _| {
             graph.verify().unwrap_or_else(|e| panic!("after {}: {e}", row.name));
-            assert_same(&wanted, &run(graph, &ids), row.name);
+            let found = run(graph, &ids);
+            match row.name {
+                "choose-formats" => expected = found,
+                _ => assert_same(&expected, &found, row.name),
+            }
         });
         let plan = plan.expect("every GEM has a plan").expect("the pipeline ends with the plan");
         check(&plan, &graph).expect("a plan that was just made");
@@ -159,14 +166,16 @@ proptest! {
         for row in passes::passes() {
             let mut alone = imported.clone();
             run_pass(row, &mut alone, &ctx).unwrap_or_else(|e| panic!("{}: {e}", row.name));
-            assert_same(&wanted, &run(&alone, &ids), row.name);
+            if row.name != "choose-formats" || Builtin::ALL[recipe] != Builtin::Fp16 {
+                assert_same(&wanted, &run(&alone, &ids), row.name);
+            }
         }
     }
 
     #[test]
-    fn passes_are_deterministic_and_settle(config in configs(), seed in 0u64..1 << 20, recipe in 0usize..3) {
+    fn passes_are_deterministic_and_settle(config in configs(), seed in 0u64..1 << 20, recipe in 0usize..Builtin::ALL.len()) {
         let imported = model(&config, seed, false);
-        let ctx = PassContext::new(&imported, Recipe::ALL[recipe], 16);
+        let ctx = PassContext::new(&imported, Builtin::ALL[recipe], 16);
         let compile = || {
             let mut graph = imported.clone();
             let plan = run_pipeline(&mut graph, &ctx, None, &mut |_, _, _| {}).expect("every GEM has a plan");
@@ -190,7 +199,7 @@ fn presets_compile_and_their_figures_add_up() {
         let model = load(&format!("preset:{name}"), &ImportOptions::default()).expect("a preset");
         let mut graph = Graph::clone(&model.graph);
         let max_tokens = graph.info.max_position_embeddings;
-        let ctx = PassContext::new(&graph, Recipe::None, max_tokens);
+        let ctx = PassContext::new(&graph, Builtin::None, max_tokens);
         let before: u64 = cost::weight_bytes(&graph).iter().map(|c| c.elems).sum();
         let plan = run_pipeline(&mut graph, &ctx, None, &mut |_, _, _| {}).expect("a preset").expect("a plan");
         check(&plan, &graph).expect("a plan that was just made");

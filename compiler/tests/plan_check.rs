@@ -15,7 +15,7 @@ input "x" = %x: f32[T, 4]
 %k = slice(%p) {begin = 8, end = 12} "k"
 %v = slice(%p) {begin = 12, end = 16} "v"
 %r = rope(%q) {heads = 2, head_dim = 4, theta = 10000.0} "q.rope"
-%a = attn.range(%r, %k, %v) {heads = 2, kv_heads = 1, head_dim = 4, scale = 0.5, causal = true, window = 0} "attn"
+%a = attn.range(%r, %k, %v) {heads = 2, kv_heads = 1, head_dim = 4, scale = 0.5, causal = true, window = 0, kv_cache = f32} "attn"
 %y = linear(%a, @o, %h) {act = none} "o"
 output "y" = %y
 "#;

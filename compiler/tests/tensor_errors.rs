@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lapidary_compiler::import::{ImportOptions, load_gem, source_digest};
-use lapidary_compiler::ir::DType;
+use lapidary_compiler::ir::Storage;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -178,7 +178,7 @@ fn matrices_keep_the_checkpoints_type_and_small_parts_are_f32() {
     let model = load_gem(dir.path(), &ImportOptions::default()).unwrap();
     for w in &model.graph.weights {
         let small = ["norm.weight", "scar.keys", "scar.values", "token_router.head.weight"];
-        let wanted = if small.iter().any(|s| w.name.ends_with(s)) { DType::F32 } else { DType::BF16 };
-        assert_eq!(w.dtype, wanted, "{}", w.name);
+        let wanted = if small.iter().any(|s| w.name.ends_with(s)) { Storage::F32 } else { Storage::Bf16 };
+        assert_eq!(w.storage, wanted, "{}", w.name);
     }
 }

@@ -112,7 +112,7 @@ fn errors_say_where_what_wanted_and_found() {
         ("lir 1\nweight w", "2:8: weight: wanted a name like @w, found w"),
         (
             "lir 1\nweight @w: f33[1] norm = stored",
-            "2:12: element type: wanted one of f32, f16, bf16, u32, u8, found f33",
+            "2:12: storage: wanted one of f32, f16, bf16, int8, int4:32, int4:64, int4:128, found f33",
         ),
         (
             "lir 1\nweight @w: f32[1] norms = stored",

@@ -1,7 +1,8 @@
 //! What the verifier refuses, and how it says so: *where: what: wanted, found*.
 
 use lapidary_compiler::ir::{
-    AttrValue, DType, Dim, Graph, Operand, Phase, SymbolId, TensorType, ValueId, WeightId, parse,
+    AttrValue, Component, DType, Dim, Graph, Int4Group, Operand, Phase, Storage, SymbolId, TensorType, ValueId,
+    WeightId, parse,
 };
 
 const TEXT: &str = r#"lir 1
@@ -90,7 +91,7 @@ fn broken_graphs_are_refused_with_place_and_reason() {
         ),
         (
             |g| g.nodes[5].operands[7] = Operand::Weight(WeightId(4)),
-            "node 5 (expert.apply, modules): down of module 0: wanted a float matrix [3, 2], found @g f16[2, 3]",
+            "node 5 (expert.apply, modules): down of module 0: wanted a matrix [3, 2], found @g f16[2, 3]",
         ),
         (
             |g| g.nodes[6].operands[3] = Operand::Value(ValueId(1)),
@@ -152,7 +153,20 @@ fn broken_graphs_are_refused_with_place_and_reason() {
         // Weights.
         (|g| g.weights[1].name = "w".into(), "weight 1 (@w): name: wanted one of its own, found another weight's"),
         (|g| g.weights[0].shape = vec![2, 3, 4], "weight 0 (@w): shape: wanted rank 1 or 2, found f32[2, 3, 4]"),
-        (|g| g.weights[0].dtype = DType::U8, "weight 0 (@w): element type: wanted f32, f16 or bf16, found u8[2, 3]"),
+        (
+            |g| {
+                g.weights[0].storage = Storage::Int8;
+                g.weights[0].component = Component::Routing;
+            },
+            "weight 0 (@w): storage: wanted f32, f16 or bf16 in component routing, found int8[2, 3]",
+        ),
+        (
+            |g| {
+                g.weights[0].storage = Storage::Int4(Int4Group::G64);
+                g.weights[0].shape = vec![2, 1 << 18];
+            },
+            "weight 0 (@w): shape: wanted at most 131072 columns of int4:64, found int4:64[2, 262144]",
+        ),
         (|g| g.weights[2].shape[0] = 5, "weight 2 (@c): concat: wanted 4 rows in all, found @c [5, 3]"),
         (|g| g.weights[2].shape[1] = 2, "weight 2 (@c): concat: wanted matrices of 2 columns, found @w [2, 3]"),
         (|g| g.weights[3].shape[0] = 3, "weight 3 (@s): scale: wanted shape [3, 3], found @w [2, 3]"),
@@ -169,9 +183,9 @@ fn broken_graphs_are_refused_with_place_and_reason() {
         (
             |g| {
                 g.phase = Phase::Quantized;
-                g.weights[0].dtype = DType::BF16;
+                g.weights[0].storage = Storage::Bf16;
             },
-            "weight 0 (@w): element type: wanted f32 or f16 once quantized, found bf16",
+            "weight 0 (@w): storage: wanted f32, f16, int8 or int4 once quantized, found bf16",
         ),
         (|g| g.info.num_clusters = 5000, "model: num_clusters: wanted at most 4096, found 5000"),
     ];

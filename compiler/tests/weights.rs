@@ -7,7 +7,7 @@ mod support;
 use half::f16;
 use lapidary_compiler::import::{ImportOptions, load_gem};
 use lapidary_compiler::interp::Interpreter;
-use lapidary_compiler::ir::{DType, NoSource, WeightDef, WeightReader};
+use lapidary_compiler::ir::{NoSource, Storage, WeightDef, WeightReader};
 use source::{Numbers, graph};
 
 const TEXT: &str = r#"lir 1
@@ -95,7 +95,7 @@ fn f16_checkpoints_give_their_exact_bits() {
     let scaled = graph.add_weight(scaled);
     let mut bits = vec![0u16; graph.weight(scaled).elems() as usize];
     assert!(!WeightReader::new(&graph, &*model.source).read_f16_bits(scaled, 0, &mut bits).unwrap());
-    assert_eq!(graph.weight(q).dtype, DType::F16);
+    assert_eq!(graph.weight(q).storage, Storage::F16);
 }
 
 #[test]

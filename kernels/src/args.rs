@@ -73,6 +73,75 @@ pub struct GemmArgs {
     pub accumulate: u64,
 }
 
+/// [`GemmArgs`] over quantized rows and quantized weights: the block of `gemm`, `gemv`, `gemm_swiglu` and `gemv_swiglu`
+/// with int8 or int4 weights.
+///
+/// A is records of [`crate::quantized_row_bytes`], written by `quantize_rows`; record `i` is at
+/// `a + row(i)·lda_bytes`. The weights are packed by [`crate::pack_quantized`] for the layout of the kernel's row. With `a`
+/// the i8 inputs of a record and `s` its scale, `q` the codes of an output:
+/// * int8: `y = (f32(Σ a·q) · scale) · s`, scale f32 per output;
+/// * int4: `t = 0; for each group, ascending: t = fma(f32(Σ a·q), scale, t); y = t · s`, scale f16 per output and group.
+///
+/// Sums are exact in i32 for k ≤ 131072. Up to here the result is the same bits on every instruction set. Then, as in
+/// [`GemmArgs`]: `silu(y_gate)·y_up`, row scale, accumulation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QGemmArgs {
+    /// Quantized rows, record 0; 64-byte aligned.
+    pub a: *const u8,
+    /// Bytes from one record to the next, a multiple of 64.
+    pub lda_bytes: u64,
+    /// Row numbers of A; may be null.
+    pub a_rows: *const u32,
+    /// Rows.
+    pub m: u64,
+    /// Inner dimension.
+    pub k: u64,
+    /// Packed weights, panel 0.
+    pub w: *const u8,
+    /// int4: inputs that share a scale, 32, 64 or 128. int8: 0.
+    pub group: u64,
+    /// Valid columns of C.
+    pub n: u64,
+    /// First panel to compute.
+    pub panel_begin: u64,
+    /// One past the last panel to compute.
+    pub panel_end: u64,
+    /// Result, column 0.
+    pub c: *mut f32,
+    /// Row stride of C.
+    pub ldc: u64,
+    /// Row numbers of C; may be null.
+    pub c_rows: *const u32,
+    /// Factor per row `[m]`; may be null (1).
+    pub row_scale: *const f32,
+    /// 0: store, 1: add to what C holds.
+    pub accumulate: u64,
+}
+
+/// `quantize_rows`: one record of [`crate::quantized_row_bytes`] per row, for [`QGemmArgs`].
+///
+/// With amax = max |x|: below 2⁻¹⁰⁰ the scale and all codes are 0; else scale = amax / 127 and
+/// `q = clamp(round_half_to_even(x · (127 / amax)), −127, 127)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizeRowsArgs {
+    /// Input.
+    pub x: *const f32,
+    /// Row stride of x.
+    pub ldx: u64,
+    /// Row numbers of x; may be null.
+    pub x_rows: *const u32,
+    /// Records, 64-byte aligned: row i goes to `y + i·ldy_bytes`.
+    pub y: *mut u8,
+    /// Bytes from one record to the next, a multiple of 64.
+    pub ldy_bytes: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Elements of a row.
+    pub k: u64,
+}
+
 /// `y[r, :] = x[r, :] / sqrt(mean(x[r, :]²) + eps) · w`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -422,6 +491,34 @@ pub struct EmbedArgs {
     pub n: u64,
     /// Panel width (embed_panels).
     pub nr: u64,
+}
+
+/// `embed_rows` and `embed_panels` of int8 and int4 tables `[vocab, n]`: `y = f32(code) · scale`. The table is packed by
+/// [`crate::pack_quantized`]; for `embed_rows` as the kernel's own row says, for `embed_panels` as the row of the LM head's
+/// GEMM says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QEmbedArgs {
+    /// Token ids `[rows]`, each < vocab (checked by the runtime).
+    pub ids: *const u32,
+    /// Table.
+    pub table: *const u8,
+    /// Result.
+    pub y: *mut f32,
+    /// Row stride of y.
+    pub ldy: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Hidden size.
+    pub n: u64,
+    /// int4: hidden elements that share a scale, 32, 64 or 128. int8: 0.
+    pub group: u64,
+    /// [`crate::QuantLayout::nr`] of the table.
+    pub nr: u64,
+    /// [`crate::QuantLayout::kr`] of the table.
+    pub kr: u64,
+    /// [`crate::QuantLayout::code_offset`] of the table.
+    pub code_offset: u64,
 }
 
 /// `mean_rows`: `y[0, :] = mean_r x[r, :]`.

@@ -179,36 +179,62 @@ pub enum Isa {
     Scalar,
     /// AArch64 Advanced SIMD.
     Neon,
+    /// … with int8 dot products (ARMv8.2, Cortex-A76).
+    Dotprod,
+    /// … and int8 matrix products (ARMv8.6).
+    I8mm,
     /// x86-64 AVX2 with FMA and F16C (x86-64-v3).
     Avx2,
+    /// … with int8 dot products.
+    AvxVnni,
     /// x86-64 AVX-512 F, BW, DQ, VL (x86-64-v4).
     Avx512,
+    /// … with int8 dot products.
+    Avx512Vnni,
 }
 
 impl Isa {
     /// Every instruction set.
-    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: &[Isa] =
+        &[Isa::Scalar, Isa::Neon, Isa::Dotprod, Isa::I8mm, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni];
 
     /// Last part of a kernel's name.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Neon => "neon",
+            Isa::Dotprod => "dotprod",
+            Isa::I8mm => "i8mm",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
         }
     }
 
     /// What a CPU needs to run its kernels.
     pub const fn required(self) -> FeatureSet {
         const AVX2: FeatureSet = FeatureSet::of(&[Feature::Avx, Feature::Avx2, Feature::Fma, Feature::F16c]);
+        const AVX512: FeatureSet =
+            AVX2.union(FeatureSet::of(&[Feature::Avx512f, Feature::Avx512bw, Feature::Avx512dq, Feature::Avx512vl]));
         match self {
             Isa::Scalar => FeatureSet::EMPTY,
             Isa::Neon => FeatureSet::of(&[Feature::Neon]),
+            Isa::Dotprod => FeatureSet::of(&[Feature::Neon, Feature::Dotprod]),
+            Isa::I8mm => FeatureSet::of(&[Feature::Neon, Feature::Dotprod, Feature::I8mm]),
             Isa::Avx2 => AVX2,
-            Isa::Avx512 => {
-                AVX2.union(FeatureSet::of(&[Feature::Avx512f, Feature::Avx512bw, Feature::Avx512dq, Feature::Avx512vl]))
-            }
+            Isa::AvxVnni => AVX2.with(Feature::Avxvnni),
+            Isa::Avx512 => AVX512,
+            Isa::Avx512Vnni => AVX512.with(Feature::Avx512vnni),
+        }
+    }
+
+    /// What is added to int8 codes when weights are packed for this instruction set: 128 where one factor of its
+    /// products is unsigned (`vpdpbusd`), else 0.
+    pub const fn code_offset(self) -> u8 {
+        match self {
+            Isa::AvxVnni | Isa::Avx512Vnni => 128,
+            Isa::Scalar | Isa::Neon | Isa::Dotprod | Isa::I8mm | Isa::Avx2 | Isa::Avx512 => 0,
         }
     }
 }

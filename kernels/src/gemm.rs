@@ -17,7 +17,7 @@ pub(crate) type Tile<S, const R: usize, const NV: usize> = [[<S as Simd>::V; NV]
 /// Asks for the part of a panel that is needed 2 KiB after `at`: the hardware's own prefetch stops at every page, and
 /// the distance is measured (512 B and 1 KiB gain half as much).
 #[inline(always)]
-fn prefetch_ahead<S: Simd>(s: S, at: *const u8, bytes: usize) {
+pub(crate) fn prefetch_ahead<S: Simd>(s: S, at: *const u8, bytes: usize) {
     const DISTANCE_BYTES: usize = 2048;
     const CACHE_LINE_BYTES: usize = 64;
     let mut line = 0;
@@ -154,7 +154,7 @@ unsafe fn row_tile<S: Simd, W: Weights, const NV: usize>(
 /// # Safety
 /// `rows` is null or has more than `i` elements.
 #[inline(always)]
-unsafe fn row(rows: *const u32, i: usize) -> usize {
+pub(crate) unsafe fn row(rows: *const u32, i: usize) -> usize {
     if rows.is_null() {
         i
     } else {
@@ -163,12 +163,31 @@ unsafe fn row(rows: *const u32, i: usize) -> usize {
     }
 }
 
+/// Where products go: the fields of that name of the argument blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) n: u64,
+    pub(crate) c: *mut f32,
+    pub(crate) ldc: u64,
+    pub(crate) c_rows: *const u32,
+    pub(crate) row_scale: *const f32,
+    pub(crate) accumulate: u64,
+}
+
+impl Output {
+    #[inline(always)]
+    fn of(args: &GemmArgs) -> Self {
+        let &GemmArgs { n, c, ldc, c_rows, row_scale, accumulate, .. } = args;
+        Self { n, c, ldc, c_rows, row_scale, accumulate }
+    }
+}
+
 /// What happens to one row of a tile: scaled, then stored or added.
 ///
 /// # Safety
-/// `args` is valid, row `i` < m, and column `col` < n begins a panel.
+/// `args` is of a valid block, row `i` < m, and column `col` < n begins a panel.
 #[inline(always)]
-unsafe fn finish<S: Simd, const NV: usize>(s: S, args: &GemmArgs, i: usize, col: usize, sums: &[S::V; NV]) {
+pub(crate) unsafe fn finish<S: Simd, const NV: usize>(s: S, args: &Output, i: usize, col: usize, sums: &[S::V; NV]) {
     let valid = (args.n as usize - col).min(NV * S::LANES);
     // SAFETY: i < m, so its row number and scale exist, and so do columns col..col+valid of its row.
     unsafe {
@@ -224,7 +243,7 @@ unsafe fn block<S: Simd, W: Weights, const R: usize, const NV: usize, const SWIG
             tile::<S, W, R, NV>(s, &a, w.add(panel * k * nr), k)
         };
         for (i, sums) in sums.iter().enumerate() {
-            finish(s, args, first + i, panel * nr, sums);
+            finish(s, &Output::of(args), first + i, panel * nr, sums);
         }
     }
 }
@@ -298,7 +317,7 @@ pub(crate) unsafe fn gemv<S: Simd, W: Weights, const NV: usize>(s: S, args: &Gem
                 let a = args.a.add(row(args.a_rows, i) * args.lda as usize);
                 let w = args.w.cast::<W::Elem>().add(panel * k * nr);
                 let sums = row_tile::<S, W, NV>(s, a, w, k);
-                finish(s, args, i, panel * nr, &sums);
+                finish(s, &Output::of(args), i, panel * nr, &sums);
             }
         }
     }
@@ -324,7 +343,7 @@ pub(crate) unsafe fn gemv_swiglu<S: Simd, W: Weights, const NV: usize>(s: S, arg
                 for v in 0..NV {
                     ups[v] = s.mul(silu(s, gates[v]), ups[v]);
                 }
-                finish(s, args, i, panel * nr, &ups);
+                finish(s, &Output::of(args), i, panel * nr, &ups);
             }
         }
     }

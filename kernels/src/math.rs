@@ -100,6 +100,31 @@ pub(crate) unsafe fn largest<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
     max
 }
 
+/// Largest |x| of a row, 0 of an empty one. With not-a-number in the row, any number.
+///
+/// # Safety
+/// `x..x+n` is readable.
+#[inline(always)]
+pub(crate) unsafe fn largest_size<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
+    let mut acc = [s.zero(); 4];
+    let mut i = 0;
+    while i + 4 * S::LANES <= n {
+        for (u, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: i + 4·LANES ≤ n.
+            let v = unsafe { s.load(x.add(i + u * S::LANES)) };
+            *acc = s.max(s.max(v, s.sub(s.zero(), v)), *acc);
+        }
+        i += 4 * S::LANES;
+    }
+    while i < n {
+        // SAFETY: n − i elements are left.
+        let v = unsafe { s.load_up_to(x.add(i), n - i) };
+        acc[0] = s.max(s.max(v, s.sub(s.zero(), v)), acc[0]);
+        i += S::LANES;
+    }
+    s.max_lane(s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3])))
+}
+
 /// Dot product of two rows.
 ///
 /// # Safety

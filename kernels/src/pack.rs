@@ -1,4 +1,4 @@
-//! Packing of weights into the panels that `gemm_*` and `gemv_*` read.
+//! Packing of float weights into the panels that `gemm_*` and `gemv_*` read.
 //!
 //! A matrix of `n` outputs (rows) and `k` inputs becomes ⌈n/NR⌉ panels of `[k][NR]`: for each input the weights of NR
 //! consecutive outputs, so that one vector load gives the weights that one activation is multiplied by. The last
@@ -13,7 +13,7 @@ use half::f16;
 /// Why packing refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
-    /// The panel width or the number of inputs is 0, or the kernel takes no packed weights.
+    /// The panel width or the number of inputs is 0, or the weights are not floats.
     #[error("cannot pack panels of width {nr} over {k} inputs as {weight:?}")]
     Shape {
         /// Panel width.
@@ -117,7 +117,7 @@ fn fill_panel(source: Source<'_>, first: usize, n: usize, k: usize, nr: usize, w
                 _ if j >= outputs => element.fill(0),
                 WeightType::F32 => element.copy_from_slice(&source.as_f32(at).to_le_bytes()),
                 WeightType::F16 => element.copy_from_slice(&source.as_f16_bits(at).to_le_bytes()),
-                WeightType::None => {}
+                WeightType::None | WeightType::I8 | WeightType::I4 => {}
             }
         }
     }

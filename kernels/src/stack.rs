@@ -6,7 +6,7 @@ use crate::table::{KernelOp, KernelRow};
 const ROWS_BYTES: u64 = 4 << 10;
 
 /// Products: one row's address per row of the tile, and a tile of gates beside the tile of products.
-const PRODUCTS_BYTES: u64 = 8 << 10;
+const PRODUCTS_BYTES: u64 = 16 << 10;
 
 /// Attention keeps a block of transposed keys (`64 · 128` f32, 32 KiB), the scores of a tile's rows and the softmax state of
 /// its queries.
@@ -21,7 +21,8 @@ impl KernelOp {
         match self {
             KernelOp::AttendRange | KernelOp::AttendClustered => ATTENTION_BYTES,
             KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => PRODUCTS_BYTES,
-            KernelOp::RmsNorm
+            KernelOp::QuantizeRows
+            | KernelOp::RmsNorm
             | KernelOp::Softmax
             | KernelOp::Silu
             | KernelOp::Gelu

@@ -1,11 +1,12 @@
 //! The kernel table: one row per kernel. Names, dispatch, tests and benches come from the row.
 //!
-//! A row is `Isa (mr, nr) name = generic kernel;` under its operation and weight type. The macro compiles the generic
+//! A row is `Isa (mr, nr, kr) name = generic kernel;` (kr may be left out: 1) under its operation and weight type. The macro compiles the generic
 //! kernel for the instruction set under the row's name, so a profile shows it, and puts its pointer into the row when
 //! the build's architecture has it.
 
 use crate::args::KernelFn;
 use crate::features::{FeatureSet, Isa};
+use crate::quant::{self, I4, I8, QuantLayout};
 use crate::simd::{F16, F32};
 use crate::{attend, embed, gemm, route, rows, select as policy};
 
@@ -33,14 +34,17 @@ macro_rules! kernel_ops {
 }
 
 kernel_ops! {
-    /// Matrix product with packed weights, [`crate::args::GemmArgs`].
+    /// Matrix product with packed weights, [`crate::args::GemmArgs`]; with int8 or int4 weights
+    /// [`crate::args::QGemmArgs`].
     Gemm = "gemm";
     /// [`KernelOp::Gemm`] made for one row.
     Gemv = "gemv";
-    /// `silu(A·W_gateᵀ) ⊙ (A·W_upᵀ)`, [`crate::args::GemmArgs`].
+    /// `silu(A·W_gateᵀ) ⊙ (A·W_upᵀ)`, the blocks of [`KernelOp::Gemm`].
     GemmSwiglu = "gemm_swiglu";
     /// [`KernelOp::GemmSwiglu`] made for one row.
     GemvSwiglu = "gemv_swiglu";
+    /// [`crate::args::QuantizeRowsArgs`].
+    QuantizeRows = "quantize_rows";
     /// [`crate::args::RmsNormArgs`].
     RmsNorm = "rms_norm";
     /// [`crate::args::UnaryArgs`].
@@ -85,9 +89,9 @@ kernel_ops! {
     GatherRows = "gather_rows";
     /// [`crate::args::IndexedRowsArgs`].
     ScatterAdd = "scatter_add";
-    /// [`crate::args::EmbedArgs`].
+    /// [`crate::args::EmbedArgs`]; of int8 and int4 tables [`crate::args::QEmbedArgs`].
     EmbedRows = "embed_rows";
-    /// [`crate::args::EmbedArgs`].
+    /// The blocks of [`KernelOp::EmbedRows`].
     EmbedPanels = "embed_panels";
     /// [`crate::args::MeanRowsArgs`].
     MeanRows = "mean_rows";
@@ -102,13 +106,17 @@ pub enum WeightType {
     F32,
     /// IEEE binary16.
     F16,
+    /// 8-bit codes with one f32 scale per output.
+    I8,
+    /// 4-bit codes with one binary16 scale per output and group of inputs.
+    I4,
 }
 
 impl WeightType {
-    /// Bytes of one weight.
+    /// Bytes of one float weight; 0 for quantized ones, whose bytes [`crate::QuantLayout`] knows.
     pub const fn bytes(self) -> usize {
         match self {
-            WeightType::None => 0,
+            WeightType::None | WeightType::I8 | WeightType::I4 => 0,
             WeightType::F32 => 4,
             WeightType::F16 => 2,
         }
@@ -120,17 +128,21 @@ impl WeightType {
             WeightType::None => "",
             WeightType::F32 => "f32",
             WeightType::F16 => "f16",
+            WeightType::I8 => "i8",
+            WeightType::I4 => "i4",
         }
     }
 }
 
-/// Tile of a matrix kernel, 0 × 0 for the others.
+/// Tile of a matrix kernel or quantized table, all 0 for the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// Most rows that are computed together.
     pub mr: usize,
     /// Outputs of a panel of packed weights.
     pub nr: usize,
+    /// Consecutive inputs of one output that lie together in a panel.
+    pub kr: usize,
 }
 
 /// One kernel. The function is had through [`resolve`] or [`resolve_for`].
@@ -157,6 +169,12 @@ impl KernelRow {
         self.isa.required()
     }
 
+    /// How the weights of a kernel of int8 or int4 weights are laid out, `group` inputs sharing a scale (int8: 0); none for
+    /// kernels that have no layout of their own.
+    pub fn quant_layout(&self, group: usize) -> Option<QuantLayout> {
+        QuantLayout::new(self.weight, group, self.tile.nr, self.tile.kr, self.isa.code_offset())
+    }
+
     /// The function, on the architecture it is written for.
     pub const fn function(&self) -> Option<KernelFn> {
         self.function
@@ -168,7 +186,7 @@ macro_rules! compile {
     (Scalar $name:ident $kernel:expr) => {
         unsafe extern "C" fn $name(args: *const core::ffi::c_void) {
             // SAFETY: every machine has the baseline; `args` is valid by the caller's promise.
-            unsafe { $kernel(<crate::simd::Scalar as crate::simd::Simd>::assume(), &*args.cast()) }
+            unsafe { $kernel(<crate::simd::Scalar as crate::simd::Token>::assume(), &*args.cast()) }
         }
     };
     (Neon $name:ident $kernel:expr) => {
@@ -182,13 +200,21 @@ macro_rules! compile {
             @simd "x86_64", Avx512, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl", $name, $kernel
         );
     };
+    (AvxVnni $name:ident $kernel:expr) => {
+        compile!(@simd "x86_64", AvxVnni, "avx,avx2,fma,f16c,avxvnni", $name, $kernel);
+    };
+    (Avx512Vnni $name:ident $kernel:expr) => {
+        compile!(
+            @simd "x86_64", Avx512Vnni, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", $name, $kernel
+        );
+    };
     (@simd $arch:literal, $isa:ident, $features:literal, $name:ident, $kernel:expr) => {
         #[cfg(target_arch = $arch)]
         #[target_feature(enable = $features)]
         unsafe extern "C" fn $name(args: *const core::ffi::c_void) {
             // SAFETY: the caller promises a CPU with the features that this function is compiled with, and valid
             // `args`.
-            unsafe { $kernel(<crate::simd::$isa as crate::simd::Simd>::assume(), &*args.cast()) }
+            unsafe { $kernel(<crate::simd::$isa as crate::simd::Token>::assume(), &*args.cast()) }
         }
     };
 }
@@ -213,10 +239,23 @@ macro_rules! pointer {
     }};
 }
 
+/// Inputs that lie together: 1 in a matrix kernel's panels unless the row says otherwise.
+macro_rules! kr {
+    (0) => {
+        0
+    };
+    ($mr:literal) => {
+        1
+    };
+    ($mr:literal $kr:literal) => {
+        $kr
+    };
+}
+
 macro_rules! kernel_table {
     ($(
         $op:ident $weight:ident $doc:literal {
-            $($isa:ident ($mr:literal, $nr:literal) $name:ident = $kernel:expr;)*
+            $($isa:ident ($mr:literal, $nr:literal $(, $kr:literal)?) $name:ident = $kernel:expr;)*
         }
     )*) => {
         $($(compile!($isa $name $kernel);)*)*
@@ -226,7 +265,7 @@ macro_rules! kernel_table {
             op: KernelOp::$op,
             isa: Isa::$isa,
             weight: WeightType::$weight,
-            tile: Tile { mr: $mr, nr: $nr },
+            tile: Tile { mr: $mr, nr: $nr, kr: kr!($mr $($kr)?) },
             doc: $doc,
             function: pointer!($isa $name),
         },)*)*];
@@ -281,6 +320,60 @@ kernel_table! {
         Avx2 (1, 16) gemv_swiglu_f32_f16_1x16_avx2 = gemm::gemv_swiglu::<_, F16, 2>;
         Neon (1, 8) gemv_swiglu_f32_f16_1x8_neon = gemm::gemv_swiglu::<_, F16, 2>;
         Scalar (1, 8) gemv_swiglu_f32_f16_1x8_scalar = gemm::gemv_swiglu::<_, F16, 8>;
+    }
+    Gemm I8 "c (+)= scale · a·wᵀ, a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_i8_i8_12x32_avx512vnni = quant::gemm::<_, I8, 12, 2>;
+        AvxVnni (6, 16, 4) gemm_i8_i8_6x16_avxvnni = quant::gemm::<_, I8, 6, 2>;
+        Avx2 (5, 16, 4) gemm_i8_i8_5x16_avx2 = quant::gemm::<_, I8, 5, 2>;
+        Scalar (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
+    }
+    Gemm I4 "c (+)= scale · a·wᵀ, a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_i8_i4_12x32_avx512vnni = quant::gemm::<_, I4, 12, 2>;
+        AvxVnni (5, 16, 4) gemm_i8_i4_5x16_avxvnni = quant::gemm::<_, I4, 5, 2>;
+        Avx2 (4, 16, 4) gemm_i8_i4_4x16_avx2 = quant::gemm::<_, I4, 4, 2>;
+        Scalar (4, 8, 4) gemm_i8_i4_4x8_scalar = quant::gemm::<_, I4, 4, 8>;
+    }
+    Gemv I8 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_i8_i8_1x32_avx512vnni = quant::gemv::<_, I8, 2>;
+        AvxVnni (1, 16, 4) gemv_i8_i8_1x16_avxvnni = quant::gemv::<_, I8, 2>;
+        Avx2 (1, 16, 4) gemv_i8_i8_1x16_avx2 = quant::gemv::<_, I8, 2>;
+        Scalar (1, 8, 4) gemv_i8_i8_1x8_scalar = quant::gemv::<_, I8, 8>;
+    }
+    Gemv I4 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_i8_i4_1x32_avx512vnni = quant::gemv::<_, I4, 2>;
+        AvxVnni (1, 16, 4) gemv_i8_i4_1x16_avxvnni = quant::gemv::<_, I4, 2>;
+        Avx2 (1, 16, 4) gemv_i8_i4_1x16_avx2 = quant::gemv::<_, I4, 2>;
+        Scalar (1, 8, 4) gemv_i8_i4_1x8_scalar = quant::gemv::<_, I4, 8>;
+    }
+    GemmSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i8_12x32_avx512vnni = quant::gemm_swiglu::<_, I8, 12, 2>;
+        AvxVnni (6, 16, 4) gemm_swiglu_i8_i8_6x16_avxvnni = quant::gemm_swiglu::<_, I8, 6, 2>;
+        Avx2 (5, 16, 4) gemm_swiglu_i8_i8_5x16_avx2 = quant::gemm_swiglu::<_, I8, 5, 2>;
+        Scalar (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
+    }
+    GemmSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
+        Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i4_12x32_avx512vnni = quant::gemm_swiglu::<_, I4, 12, 2>;
+        AvxVnni (5, 16, 4) gemm_swiglu_i8_i4_5x16_avxvnni = quant::gemm_swiglu::<_, I4, 5, 2>;
+        Avx2 (4, 16, 4) gemm_swiglu_i8_i4_4x16_avx2 = quant::gemm_swiglu::<_, I4, 4, 2>;
+        Scalar (4, 8, 4) gemm_swiglu_i8_i4_4x8_scalar = quant::gemm_swiglu::<_, I4, 4, 8>;
+    }
+    GemvSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i8_1x32_avx512vnni = quant::gemv_swiglu::<_, I8, 2>;
+        AvxVnni (1, 16, 4) gemv_swiglu_i8_i8_1x16_avxvnni = quant::gemv_swiglu::<_, I8, 2>;
+        Avx2 (1, 16, 4) gemv_swiglu_i8_i8_1x16_avx2 = quant::gemv_swiglu::<_, I8, 2>;
+        Scalar (1, 8, 4) gemv_swiglu_i8_i8_1x8_scalar = quant::gemv_swiglu::<_, I8, 8>;
+    }
+    GemvSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
+        Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i4_1x32_avx512vnni = quant::gemv_swiglu::<_, I4, 2>;
+        AvxVnni (1, 16, 4) gemv_swiglu_i8_i4_1x16_avxvnni = quant::gemv_swiglu::<_, I4, 2>;
+        Avx2 (1, 16, 4) gemv_swiglu_i8_i4_1x16_avx2 = quant::gemv_swiglu::<_, I4, 2>;
+        Scalar (1, 8, 4) gemv_swiglu_i8_i4_1x8_scalar = quant::gemv_swiglu::<_, I4, 8>;
+    }
+    QuantizeRows None "q = round(x · 127 / amax), scale = amax / 127" {
+        Avx512 (0, 0) quantize_rows_f32_avx512 = quant::quantize_rows;
+        Avx2 (0, 0) quantize_rows_f32_avx2 = quant::quantize_rows;
+        Neon (0, 0) quantize_rows_f32_neon = quant::quantize_rows;
+        Scalar (0, 0) quantize_rows_f32_scalar = quant::quantize_rows;
     }
     RmsNorm None "y = x / sqrt(mean(x²) + eps) · w" {
         Avx512 (0, 0) rms_norm_f32_avx512 = rows::rms_norm;
@@ -393,11 +486,23 @@ kernel_table! {
         Neon (0, 0) embed_rows_f16_neon = embed::embed_rows::<_, F16>;
         Scalar (0, 0) embed_rows_f16_scalar = embed::embed_rows::<_, F16>;
     }
+    EmbedRows I8 "y = table[id] · scale, row-major table" {
+        Scalar (0, 1, 4) embed_rows_i8_scalar = quant::embed_i8;
+    }
+    EmbedRows I4 "y = table[id] · scale, row-major table" {
+        Scalar (0, 1, 4) embed_rows_i4_scalar = quant::embed_i4;
+    }
     EmbedPanels F32 "y = table[id], table in panels" {
         Scalar (0, 0) embed_panels_f32_scalar = embed::embed_panels::<F32>;
     }
     EmbedPanels F16 "y = table[id], table in panels" {
         Scalar (0, 0) embed_panels_f16_scalar = embed::embed_panels::<F16>;
+    }
+    EmbedPanels I8 "y = table[id] · scale, table in panels" {
+        Scalar (0, 0) embed_panels_i8_scalar = quant::embed_i8;
+    }
+    EmbedPanels I4 "y = table[id] · scale, table in panels" {
+        Scalar (0, 0) embed_panels_i4_scalar = quant::embed_i4;
     }
     MeanRows None "y = mean over the rows of x" {
         Avx512 (0, 0) mean_rows_f32_avx512 = rows::mean_rows;

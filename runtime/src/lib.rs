@@ -38,6 +38,8 @@ mod parallel;
 mod pool;
 mod program;
 #[cfg(feature = "std")]
+mod recorder;
+#[cfg(feature = "std")]
 mod sampler;
 #[cfg(feature = "std")]
 mod session;
@@ -58,12 +60,14 @@ pub use parallel::{ParallelFor, SingleThread};
 pub use pool::ThreadPool;
 pub use program::{Call, Machine, Program};
 #[cfg(feature = "std")]
+pub use recorder::{Interval, Recorder};
+#[cfg(feature = "std")]
 pub use sampler::{Sampler, SamplerOptions, greedy};
 #[cfg(feature = "std")]
 pub use session::{Session, SessionError, Tensor, TensorData};
 pub use short_text::ShortText;
 #[cfg(feature = "text")]
-pub use text::{GenerateOptions, Generated, Stop, TextError, TextStream, Tokenizer, generate};
+pub use text::{GenerateOptions, Generated, Progress, Stop, TextError, TextStream, Tokenizer, generate};
 pub use view::View;
 
 #[cfg(target_endian = "big")]

@@ -97,40 +97,50 @@ impl Session {
     ///
     /// All is checked before the first call: after an error the sequence is as it was.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<(), RunError> {
+        self.prefill_with(ids, None, &mut |_, _| ())
+    }
+
+    /// [`Session::prefill`] with an observer of the steps; `after_call` sees the session with the outputs of each
+    /// call, and the tokens of that call.
+    pub fn prefill_with(
+        &mut self,
+        ids: &[u32],
+        observer: Option<&dyn Observer>,
+        after_call: &mut dyn FnMut(&Self, &[u32]),
+    ) -> Result<(), RunError> {
         let manifest = *self.manifest();
-        if manifest.flags.contains(ManifestFlags::WHOLE_SEQUENCE) {
-            let position = self.position();
-            return self.executor.run(Call::Prefill, ids, position, 1);
-        }
+        let whole = manifest.flags.contains(ManifestFlags::WHOLE_SEQUENCE);
         check_whole(ids, self.position(), manifest.vocab_size, manifest.max_tokens)?;
-        for chunk in ids.chunks(manifest.max_chunk_tokens as usize) {
-            let position = self.position();
-            self.executor.run(Call::Prefill, chunk, position, 1)?;
+        let chunk = if whole { ids.len() } else { manifest.max_chunk_tokens as usize };
+        for chunk in ids.chunks(chunk) {
+            self.call(Call::Prefill, chunk, 1, observer)?;
+            after_call(self, chunk);
         }
         Ok(())
     }
 
     /// Appends one token; [`Session::logits`] are those of the next.
     pub fn decode(&mut self, token: u32) -> Result<(), RunError> {
-        let position = self.position();
-        self.executor.run(Call::Decode, &[token], position, 1)
+        self.call(Call::Decode, &[token], 1, None)
     }
 
-    /// [`Session::prefill`] with an observer that is told of every step.
-    pub fn prefill_observed(&mut self, ids: &[u32], observer: &dyn Observer) -> Result<(), RunError> {
-        let manifest = *self.manifest();
-        check_whole(ids, self.position(), manifest.vocab_size, manifest.max_tokens)?;
-        for chunk in ids.chunks(manifest.max_chunk_tokens as usize) {
-            let position = self.position();
-            self.executor.run_observed(Call::Prefill, chunk, position, 1, observer)?;
+    /// [`Session::decode`] with an observer of the steps.
+    pub fn decode_with(&mut self, token: u32, observer: &dyn Observer) -> Result<(), RunError> {
+        self.call(Call::Decode, &[token], 1, Some(observer))
+    }
+
+    fn call(
+        &mut self,
+        call: Call,
+        ids: &[u32],
+        output_rows: u64,
+        observer: Option<&dyn Observer>,
+    ) -> Result<(), RunError> {
+        let position = self.position();
+        match observer {
+            Some(observer) => self.executor.run_observed(call, ids, position, output_rows, observer),
+            None => self.executor.run(call, ids, position, output_rows),
         }
-        Ok(())
-    }
-
-    /// [`Session::decode`] with an observer that is told of every step.
-    pub fn decode_observed(&mut self, token: u32, observer: &dyn Observer) -> Result<(), RunError> {
-        let position = self.position();
-        self.executor.run_observed(Call::Decode, &[token], position, 1, observer)
     }
 
     /// Logits of the last token; `None` before the first call and for heads without logits.
@@ -155,6 +165,15 @@ impl Session {
 
     /// Runs a new sequence with every token through the head, and gathers all outputs over its calls.
     pub fn forward_all(&mut self, ids: &[u32]) -> Result<Vec<Tensor>, RunError> {
+        self.forward_all_with(ids, &mut |_, _| ())
+    }
+
+    /// [`Session::forward_all`]; `after_call` sees the session with the outputs of each call, and the tokens of that call.
+    pub fn forward_all_with(
+        &mut self,
+        ids: &[u32],
+        after_call: &mut dyn FnMut(&Self, &[u32]),
+    ) -> Result<Vec<Tensor>, RunError> {
         let manifest = *self.manifest();
         let whole = manifest.flags.contains(ManifestFlags::WHOLE_SEQUENCE);
         let with_logits = manifest.head == Head::CausalLm;
@@ -170,11 +189,11 @@ impl Session {
         self.reset();
         for chunk in ids.chunks(chunk) {
             let rows = if with_logits { chunk.len() as u64 } else { 1 };
-            let position = self.position();
-            self.executor.run(Call::Prefill, chunk, position, rows)?;
+            self.call(Call::Prefill, chunk, rows, None)?;
             for (tensor, port) in tensors.iter_mut().zip(&ports) {
                 tensor.append(self.executor.view(port))?;
             }
+            after_call(self, chunk);
         }
         Ok(tensors)
     }

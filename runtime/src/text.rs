@@ -169,15 +169,33 @@ pub struct Generated {
     pub stop: Stop,
 }
 
-/// Continues `prompt` in a new sequence. `on_text` gets each new token with the text that it completes; the rest of
-/// the text, if any, comes with no token.
+/// What [`generate`] tells its caller.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// A call of the model has ended.
+    Called {
+        /// The session, with the outputs of the call.
+        session: &'a Session,
+        /// Tokens of the call.
+        ids: &'a [u32],
+    },
+    /// A new token, with the text that it completes; the rest of the text, if any, comes with no token.
+    Text {
+        /// The token.
+        token: Option<u32>,
+        /// Text, maybe empty.
+        text: &'a str,
+    },
+}
+
+/// Continues `prompt` in a new sequence and tells `progress` of every call and every token.
 pub fn generate(
     session: &mut Session,
     tokenizer: &Tokenizer,
     sampler: &mut Sampler,
     prompt: &str,
     options: GenerateOptions,
-    on_text: &mut dyn FnMut(Option<u32>, &str),
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Generated, TextError> {
     let manifest = *session.model().manifest();
     if !manifest.flags.contains(ManifestFlags::CAN_DECODE) {
@@ -187,7 +205,7 @@ pub fn generate(
     let (head, max_tokens) = (manifest.head, u64::from(manifest.max_tokens));
     let ids = tokenizer.encode(prompt)?;
     session.reset();
-    session.prefill(&ids)?;
+    session.prefill_with(&ids, None, &mut |session, ids| progress(Progress::Called { session, ids }))?;
     let mut stream = tokenizer.stream();
     let mut tokens = Vec::new();
     let stop = loop {
@@ -200,17 +218,18 @@ pub fn generate(
             break Stop::EndOfText;
         }
         tokens.push(token);
-        on_text(Some(token), &stream.push(token)?);
+        progress(Progress::Text { token: Some(token), text: &stream.push(token)? });
         if session.position() >= max_tokens {
             break Stop::ContextLength;
         }
         if tokens.len() < options.max_new {
             session.decode(token)?;
+            progress(Progress::Called { session, ids: &[token] });
         }
     };
     let rest = stream.finish()?;
     if !rest.is_empty() {
-        on_text(None, &rest);
+        progress(Progress::Text { token: None, text: &rest });
     }
     Ok(Generated { prompt_tokens: ids.len(), tokens, stop })
 }

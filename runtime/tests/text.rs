@@ -76,9 +76,16 @@ impl Run {
         let mut text = String::new();
         let mut tokens = Vec::new();
         let options = GenerateOptions { max_new, stop_at_end };
-        let mut on_text = |token: Option<u32>, piece: &str| {
-            tokens.extend(token);
-            text += piece;
+        let mut called = Vec::new();
+        let mut progress = |progress: Progress<'_>| match progress {
+            Progress::Called { session, ids } => {
+                called.extend_from_slice(ids);
+                assert_eq!(session.position(), called.len() as u64);
+            }
+            Progress::Text { token, text: piece } => {
+                tokens.extend(token);
+                text += piece;
+            }
         };
         let generated = generate(
             &mut self.session,
@@ -86,9 +93,11 @@ impl Run {
             &mut Sampler::new(SamplerOptions::default()),
             prompt,
             options,
-            &mut on_text,
+            &mut progress,
         )?;
         assert_eq!(generated.tokens, tokens);
+        let new = called.len() - generated.prompt_tokens;
+        assert_eq!(called[generated.prompt_tokens..], tokens[..new]);
         Ok((generated, text))
     }
 }

@@ -11,6 +11,7 @@ use lapidary_runtime::{Model, Session, Tokenizer, greedy};
 use crate::cli::DemoArgs;
 use crate::engine;
 use crate::model::{self, Options, Summary};
+use crate::routing::{Recording, Visit, visits};
 use crate::ui::{Ui, bytes, table};
 
 /// The bundled model.
@@ -18,13 +19,11 @@ const MODEL: &str = "tests/models/gem-mini";
 /// Prompts that belong to different domains.
 const PROMPTS: &[&str] = &["The patient should", "The Board of Governors", "Les fonctions sont"];
 
-/// One token and where it went.
-struct Visit {
+/// One token as it is shown.
+struct Shown {
     text: String,
     generated: bool,
-    domain: usize,
-    probability: f32,
-    modules: Vec<Vec<usize>>,
+    visit: Visit,
 }
 
 /// Compiles the bundled model, generates, shows the routing.
@@ -53,13 +52,13 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     };
     for prompt in prompts {
         let begin = Instant::now();
-        let (visits, decoding) = generate(&mut session, &tokenizer, prompt, args.max_new)?;
-        let text: String = visits.iter().filter(|v| v.generated).map(|v| v.text.as_str()).collect();
+        let (tokens, decoding) = generate(&mut session, &tokenizer, prompt, args.max_new)?;
+        let text: String = tokens.iter().filter(|t| t.generated).map(|t| t.text.as_str()).collect();
         println!("\n   {prompt}\u{2502}{}\n", text.replace('\n', "\n   "));
-        show(&visits, &domains);
+        show(&tokens, &domains);
         println!(
             "   {} tokens in {:.1} ms; decoding {:.0} tokens/s",
-            visits.len(),
+            tokens.len(),
             begin.elapsed().as_secs_f64() * 1e3,
             decoding
         );
@@ -92,18 +91,16 @@ fn generate(
     tokenizer: &Tokenizer,
     prompt: &str,
     max_new: usize,
-) -> anyhow::Result<(Vec<Visit>, f64)> {
-    let layers = session.model().manifest().num_layers as usize;
+) -> anyhow::Result<(Vec<Shown>, f64)> {
     let limit = session.model().manifest().max_tokens as usize;
     let ids = tokenizer.encode(prompt)?;
     let mut stream = tokenizer.stream();
-    let mut visits = Vec::new();
+    let mut shown = Vec::new();
+    let mut recording = Recording::default();
     session.reset();
-    session.prefill(&ids)?;
-    // A prompt longer than one call shows the routing of its last call.
-    let rows = session.output("domains").map_or(0, |v| v.rows());
-    for (row, id) in ids[ids.len() - rows..].iter().enumerate() {
-        visits.push(visit(session, row, layers, stream.push(*id)?, false)?);
+    session.prefill_with(&ids, None, &mut |session, ids| recording.add(session, ids))?;
+    for visit in recording.finish()? {
+        shown.push(Shown { text: stream.push(visit.id)?, generated: false, visit });
     }
     let mut decoded = 0;
     let begin = Instant::now();
@@ -114,48 +111,36 @@ fn generate(
         }
         session.decode(token)?;
         decoded += 1;
-        visits.push(visit(session, 0, layers, stream.push(token)?, true)?);
+        for visit in visits(session, &[token])? {
+            shown.push(Shown { text: stream.push(token)?, generated: true, visit });
+        }
     }
-    Ok((visits, f64::from(decoded) / begin.elapsed().as_secs_f64()))
-}
-
-/// Routing of one row of the last call.
-fn visit(session: &Session, row: usize, layers: usize, text: String, generated: bool) -> anyhow::Result<Visit> {
-    let domains = session.output("domains").and_then(|v| v.row_f32(row)).context("no output named domains")?;
-    let best = domains.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).context("no domains")?;
-    let modules = (0..layers)
-        .map(|layer| {
-            let name = format!("modules.{layer}");
-            let view = session.output(&name).with_context(|| format!("no output named {name}"))?;
-            let mask = view.row_u8(row).with_context(|| format!("{name}: wanted u8"))?;
-            Ok(mask.iter().enumerate().filter(|(_, m)| **m != 0).map(|(c, _)| c).collect())
-        })
-        .collect::<anyhow::Result<_>>()?;
-    Ok(Visit { text, generated, domain: best.0, probability: *best.1, modules })
+    Ok((shown, f64::from(decoded) / begin.elapsed().as_secs_f64()))
 }
 
 /// One line per token: domain of the token router, modules per layer.
-fn show(visits: &[Visit], domains: &[String]) {
-    let layers = visits.first().map_or(0, |v| v.modules.len());
+fn show(tokens: &[Shown], domains: &[String]) {
+    let layers = tokens.first().map_or(0, |t| t.visit.modules.len());
     let mut header = vec!["  token".to_string(), "domain".into(), ">prob.".into()];
     header.extend((0..layers).map(|l| format!("layer {l}")));
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    let rows = visits.iter().map(|v| {
-        let mark = if v.generated { "+" } else { " " };
+    let rows = tokens.iter().map(|token| {
+        let mark = if token.generated { "+" } else { " " };
+        let visit = &token.visit;
         let mut row = vec![
-            format!(" {mark} {:?}", v.text),
-            domains.get(v.domain).cloned().unwrap_or_default(),
-            format!("{:.2}", v.probability),
+            format!(" {mark} {:?}", token.text),
+            domains.get(visit.domain).cloned().unwrap_or_default(),
+            format!("{:.2}", visit.probability),
         ];
-        row.extend(v.modules.iter().map(|set| {
+        row.extend(visit.modules.iter().map(|set| {
             let names: Vec<String> = set.iter().map(usize::to_string).collect();
             if names.is_empty() { "-".into() } else { names.join(" ") }
         }));
         row
     });
     println!("{}", table(&header, rows));
-    let visited: usize = visits.iter().flat_map(|v| &v.modules).map(Vec::len).sum();
-    let slots = visits.len() * layers;
+    let visited: usize = tokens.iter().flat_map(|t| &t.visit.modules).map(Vec::len).sum();
+    let slots = tokens.len() * layers;
     if slots > 0 {
         println!("   {:.2} modules per token and layer", visited as f64 / slots as f64);
     }

@@ -12,6 +12,8 @@ mod inspect;
 mod kernels;
 #[cfg(feature = "compiler")]
 mod passes;
+#[cfg(feature = "profile")]
+mod profile;
 mod run;
 #[cfg(feature = "compiler")]
 mod targets;
@@ -30,6 +32,8 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Compile(args) => compile::run(&args, ui),
         Command::Run(args) => run::run(&args, ui),
         Command::Bench(args) => bench::run(&args, ui),
+        #[cfg(feature = "profile")]
+        Command::Profile(args) => profile::run(&args, ui),
         Command::Inspect(args) => inspect::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Disasm(args) => disasm::run(&args),

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use lapidary_format::{Head, Manifest, abi::Counter};
 use lapidary_runtime::{
-    GenerateOptions, RunError, Sampler, SamplerOptions, Session, Stop, TensorData, TextError, Tokenizer, generate,
+    GenerateOptions, Progress, RunError, Sampler, SamplerOptions, Session, Stop, TensorData, TextError, Tokenizer,
+    generate,
 };
 use ndarray::{Array1, Array2};
 use ndarray_npy::{NpzWriter, ReadNpyExt};
@@ -15,6 +16,7 @@ use ndarray_npy::{NpzWriter, ReadNpyExt};
 use crate::cli::RunArgs;
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
+use crate::routing::{self, Recording};
 use crate::ui::{self, Ui};
 
 /// Generates, classifies, embeds, or runs plain tensors.
@@ -26,11 +28,20 @@ pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         bail!(Usage(format!("--top-p: wanted a number above 0, at most 1, found {}", args.top_p)));
     }
     let mut session = engine::open(&args.artifact, args.threads)?;
+    let mut recording = args.record_routing.is_some().then(Recording::default);
+    let record = &mut |session: &Session, ids: &[u32]| {
+        if let Some(recording) = &mut recording {
+            recording.add(session, ids);
+        }
+    };
     match (&args.prompt, &args.text, &args.input, &args.output) {
-        (Some(prompt), ..) => continue_text(&mut session, args, prompt, ui)?,
-        (None, Some(text), ..) => pool_text(&mut session, text)?,
-        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, input, output)?,
+        (Some(prompt), ..) => continue_text(&mut session, args, prompt, ui, record)?,
+        (None, Some(text), ..) => pool_text(&mut session, text, record)?,
+        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, input, output, record)?,
         _ => bail!(Usage("run: wanted --prompt, --text, or --input with --output, found none of them".into())),
+    }
+    if let (Some(path), Some(recording)) = (&args.record_routing, recording) {
+        routing::write_trace(path, session.model().artifact(), &recording.finish()?)?;
     }
     if args.counters {
         for (name, counter) in [
@@ -57,7 +68,16 @@ fn text_error(error: TextError) -> anyhow::Error {
     }
 }
 
-fn continue_text(session: &mut Session, args: &RunArgs, prompt: &str, ui: &Ui) -> anyhow::Result<()> {
+/// Sees the session after each call, with the tokens of the call.
+type AfterCall<'a> = &'a mut dyn FnMut(&Session, &[u32]);
+
+fn continue_text(
+    session: &mut Session,
+    args: &RunArgs,
+    prompt: &str,
+    ui: &Ui,
+    after_call: AfterCall<'_>,
+) -> anyhow::Result<()> {
     let model = session.model().clone();
     let tokenizer = Tokenizer::of(model.artifact())?;
     let mut sampler =
@@ -67,10 +87,13 @@ fn continue_text(session: &mut Session, args: &RunArgs, prompt: &str, ui: &Ui) -
     ui::flush_out();
     let start = Instant::now();
     let mut first = None;
-    let generated = generate(session, &tokenizer, &mut sampler, prompt, options, &mut |_, text| {
-        first.get_or_insert_with(|| start.elapsed());
-        print!("{text}");
-        ui::flush_out();
+    let generated = generate(session, &tokenizer, &mut sampler, prompt, options, &mut |progress| match progress {
+        Progress::Called { session, ids } => after_call(session, ids),
+        Progress::Text { text, .. } => {
+            first.get_or_insert_with(|| start.elapsed());
+            print!("{text}");
+            ui::flush_out();
+        }
     })
     .map_err(text_error)?;
     println!();
@@ -93,7 +116,7 @@ fn continue_text(session: &mut Session, args: &RunArgs, prompt: &str, ui: &Ui) -
 }
 
 /// Classes or an embedding of a text.
-fn pool_text(session: &mut Session, text: &str) -> anyhow::Result<()> {
+fn pool_text(session: &mut Session, text: &str, after_call: AfterCall<'_>) -> anyhow::Result<()> {
     let model = session.model().clone();
     let manifest: Manifest<'_> = *model.manifest();
     if manifest.head == Head::CausalLm {
@@ -102,7 +125,7 @@ fn pool_text(session: &mut Session, text: &str) -> anyhow::Result<()> {
         ));
     }
     let ids = Tokenizer::of(model.artifact())?.encode(text)?;
-    let outputs = engine::outputs(session, &ids)?;
+    let outputs = engine::outputs_with(session, &ids, after_call)?;
     let output = outputs.get("output").context("the artifact has no output named `output`")?;
     match manifest.head {
         Head::SequenceClassification => {
@@ -118,21 +141,25 @@ fn pool_text(session: &mut Session, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `ids=@x.npy` → every output into an `.npz`, written under another name and renamed.
-fn plain_tensors(session: &mut Session, input: &str, output: &Path) -> anyhow::Result<()> {
+/// Token ids from `ids=@FILE.npy`.
+pub fn read_ids(input: &str) -> anyhow::Result<Vec<u32>> {
     let Some(("ids", file)) = input.split_once("=@") else {
         bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
     };
     let opened = std::fs::File::open(file).with_context(|| format!("{file}: cannot be opened"))?;
     let ids: Array1<i64> = Array1::read_npy(opened).with_context(|| format!("{file}: wanted int64 [T]"))?;
-    let ids = ids
-        .iter()
+    ids.iter()
         .enumerate()
         .map(|(i, id)| {
             u32::try_from(*id).with_context(|| format!("{file}: element {i}: wanted a token id, found {id}"))
         })
-        .collect::<anyhow::Result<Vec<u32>>>()?;
-    let tensors = session.forward_all(&ids)?;
+        .collect()
+}
+
+/// `ids=@x.npy` → every output into an `.npz`, written under another name and renamed.
+fn plain_tensors(session: &mut Session, input: &str, output: &Path, after_call: AfterCall<'_>) -> anyhow::Result<()> {
+    let ids = read_ids(input)?;
+    let tensors = session.forward_all_with(&ids, after_call)?;
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = crate::ui::temporary_in(folder)
         .with_context(|| format!("{}: a file beside it cannot be created", output.display()))?;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::config::GemConfig;
 use super::tensors::TensorSpec;
 use crate::ir::{
-    AttrValue, Attrs, DType, Dim, Graph, HeadKind, ModelInfo, Op, Operand, Output, SymbolId, TensorType, ValueId,
-    VerifyError, Weight, WeightDef, WeightId,
+    AttrValue, Attrs, DType, Dim, Graph, HeadKind, KvStorage, ModelInfo, Op, Operand, Output, Storage, SymbolId,
+    TensorType, ValueId, VerifyError, Weight, WeightDef, WeightId,
 };
 
 /// What the graph should have beyond the model itself.
@@ -16,22 +16,21 @@ pub struct ImportOptions {
     pub scores: bool,
 }
 
-/// The graph of a model. `weight` gives each tensor's element type and definition; tensors that are kept in F32 become
-/// F32.
+/// The graph of a model. `weight` gives each tensor's storage and definition; tensors that are kept in F32 become F32.
 pub fn emit(
     config: &GemConfig,
     specs: &[TensorSpec],
     name: &str,
     options: &ImportOptions,
-    mut weight: impl FnMut(usize, &TensorSpec) -> (DType, WeightDef),
+    mut weight: impl FnMut(usize, &TensorSpec) -> (Storage, WeightDef),
 ) -> Result<Graph, VerifyError> {
     let mut graph = Graph::new(info(config, name));
     let mut weights = HashMap::new();
     for (i, spec) in specs.iter().enumerate() {
-        let (dtype, def) = weight(i, spec);
-        let dtype = if spec.keeps_f32 { DType::F32 } else { dtype };
+        let (storage, def) = weight(i, spec);
+        let storage = if spec.keeps_f32 { Storage::F32 } else { storage };
         let (shape, component) = (spec.shape.clone(), spec.component);
-        let id = graph.add_weight(Weight { name: spec.name.clone(), dtype, shape, def, component });
+        let id = graph.add_weight(Weight { name: spec.name.clone(), storage, shape, def, component });
         weights.insert(spec.name.as_str(), id);
     }
     let mut emitter = Emitter { graph, weights, config, options };
@@ -80,6 +79,11 @@ fn int(n: u64) -> AttrValue {
 
 fn float(x: f32) -> AttrValue {
     AttrValue::Float(x)
+}
+
+/// Keys and values are kept as they are until a recipe says otherwise.
+fn kv_cache_f32() -> (&'static str, AttrValue) {
+    ("kv_cache", AttrValue::Word(KvStorage::F32.name()))
 }
 
 /// `1/√n`, computed in f64.
@@ -162,6 +166,7 @@ impl Emitter<'_> {
                 ("scale", float(inverse_sqrt(head_dim))),
                 ("causal", AttrValue::Bool(t.causal)),
                 ("window", int(t.window)),
+                kv_cache_f32(),
             ];
             let attended =
                 self.push(Op::AttnRange, &[q, k, v].map(Operand::Value), &attrs, &format!("{label}.attn"))?;
@@ -262,7 +267,7 @@ impl Emitter<'_> {
         ];
         let label = format!("{label}.attn");
         if !a.clustered {
-            let range = [("causal", AttrValue::Bool(c.is_causal)), ("window", int(0))];
+            let range = [("causal", AttrValue::Bool(c.is_causal)), ("window", int(0)), kv_cache_f32()];
             return self.push(Op::AttnRange, &[q, k, v], &[&shape[..], &range].concat(), &label);
         }
         let cluster = self.unary(Op::RouteCluster, scores, &format!("{label}.cluster"))?;
@@ -271,6 +276,7 @@ impl Emitter<'_> {
             ("sinks", int(a.sinks)),
             ("cluster_cap", int(a.cluster_cap)),
             ("num_clusters", int(c.scar.num_clusters)),
+            kv_cache_f32(),
         ];
         let operands = [q, k, v, Operand::Value(cluster)];
         self.push(Op::AttnClustered, &operands, &[&shape[..], &clustered].concat(), &label)

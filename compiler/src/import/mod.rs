@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::interp::Interpreter;
-use crate::ir::{Graph, NoSource, ParseError, VerifyError, WeightDef, WeightSource, parse};
+use crate::ir::{Graph, NoSource, ParseError, Storage, VerifyError, WeightDef, WeightSource, parse};
 use checkpoint::Checkpoint;
 pub use config::{AttentionConfig, ConfigError, GemConfig, ScarConfig, TokenRouterConfig};
 pub use emit::{ImportOptions, emit};
@@ -134,7 +134,7 @@ pub fn load_gem(folder: &Path, options: &ImportOptions) -> Result<ImportedModel,
     let name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
     let mut graph = emit(&config, &specs, &name.unwrap_or_default(), options, |_, spec| {
         let stored = checkpoint.get(&spec.name).expect("checked above");
-        (stored.dtype, WeightDef::Stored)
+        (Storage::of_dtype(stored.dtype).expect("a checkpoint has floats only"), WeightDef::Stored)
     })
     .map_err(|error| ImportError::Graph { path: folder.into(), error })?;
     graph.info.config_json = text;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::config::{AttentionConfig, GemConfig, ScarConfig, TokenRouterConfig};
 use super::tensors::{TensorSpec, tensors};
 use super::{Digest, ImportError, ImportOptions, ImportedModel, emit};
-use crate::ir::{DType, HeadKind, NoSource, WeightDef};
+use crate::ir::{HeadKind, NoSource, Storage, WeightDef};
 use crate::ops::Policy;
 
 /// What a preset's weights are.
@@ -27,8 +27,8 @@ pub struct Preset {
     pub doc: &'static str,
     /// Its weights.
     pub weights: PresetWeights,
-    /// Element type of its matrices.
-    pub dtype: DType,
+    /// Storage of its matrices.
+    pub storage: Storage,
     /// Its sizes.
     pub sizes: Sizes,
 }
@@ -62,7 +62,7 @@ pub const PRESETS: &[Preset] = &[
         name: "gem-tiny",
         doc: "unit tests: 0.3 M parameters, random weights",
         weights: PresetWeights::Random,
-        dtype: DType::F32,
+        storage: Storage::F32,
         sizes: Sizes {
             vocab_size: 512,
             hidden_size: 64,
@@ -85,7 +85,7 @@ pub const PRESETS: &[Preset] = &[
         name: "gem-small",
         doc: "benchmarks against peers: 205 M parameters, random weights",
         weights: PresetWeights::Random,
-        dtype: DType::F16,
+        storage: Storage::F16,
         sizes: Sizes {
             vocab_size: 32000,
             hidden_size: 768,
@@ -108,7 +108,7 @@ pub const PRESETS: &[Preset] = &[
         name: "gem-paper",
         doc: "the paper's footprint: 2.8 G parameters, about 1800 MB in hybrid quantization, shapes only",
         weights: PresetWeights::Splat,
-        dtype: DType::F16,
+        storage: Storage::F16,
         sizes: Sizes {
             vocab_size: 64000,
             hidden_size: 2048,
@@ -131,7 +131,7 @@ pub const PRESETS: &[Preset] = &[
         name: "gem-50ms",
         doc: "under 900 MB, at most 200 MB of weights touched per generated token, shapes only",
         weights: PresetWeights::Splat,
-        dtype: DType::F16,
+        storage: Storage::F16,
         sizes: Sizes {
             vocab_size: 32000,
             hidden_size: 1024,
@@ -253,7 +253,7 @@ pub fn preset(name: &str, options: &ImportOptions) -> Result<ImportedModel, Impo
     let config = preset.config();
     let path = || PathBuf::from(format!("preset:{name}"));
     let specs = tensors(&config).map_err(|error| ImportError::Config { path: path(), error })?;
-    let mut graph = emit(&config, &specs, name, options, |i, spec| (preset.dtype, preset.weight(&config, i, spec)))
+    let mut graph = emit(&config, &specs, name, options, |i, spec| (preset.storage, preset.weight(&config, i, spec)))
         .map_err(|error| ImportError::Graph { path: path(), error })?;
     let mut digest = Digest::default();
     digest.add(graph.info.config_json.as_bytes());

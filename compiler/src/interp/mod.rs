@@ -1,8 +1,8 @@
 //! The reference interpreter: runs a graph node by node through the reference evaluations of the op table.
 //!
 //! It is the oracle of every target's tests: plain loops, values rounded to f32 after each node, sums in f64, the whole
-//! sequence at once from position 0. It runs a graph of any phase, on the numbers that its weights are *defined* by:
-//! quantized storage (an artifact's matter) is not emulated.
+//! sequence at once from position 0. It runs a graph of any phase, on the numbers that its weights' *storage* holds: f16
+//! is rounded, and products with integer storage are exactly those that [`quant`](crate::quant) defines.
 //!
 //! ```
 //! use lapidary_compiler::interp::Interpreter;
@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ir::{Dim, Graph, NodeId, SymbolId, ValueId, WeightId, WeightReader, WeightSource};
 use crate::ops::EvalCx;
+use crate::quant::QuantizedRows;
 pub use tensor::{Data, Tensor};
 
 /// Weights are kept between calls up to this size.
@@ -74,17 +75,33 @@ pub(crate) struct WeightCache<'a> {
 #[derive(Default)]
 struct Kept {
     weights: HashMap<WeightId, Arc<Vec<f32>>>,
+    codes: HashMap<WeightId, Arc<QuantizedRows>>,
     bytes: usize,
 }
 
 impl WeightCache<'_> {
-    /// All elements of a weight.
+    /// All codes and scales of a weight that is stored in integers.
+    pub fn codes(&self, weight: WeightId) -> Result<Arc<QuantizedRows>, String> {
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = kept().codes.get(&weight) {
+            return Ok(found.clone());
+        }
+        let read = Arc::new(self.reader.read_all_codes(weight).map_err(|e| e.to_string())?);
+        let mut guard = kept();
+        if guard.bytes + read.codes.len() <= CACHE_BYTES {
+            guard.bytes += read.codes.len();
+            guard.codes.insert(weight, read.clone());
+        }
+        Ok(read)
+    }
+
+    /// All elements of a weight, rounded as it is stored.
     pub fn all(&self, weight: WeightId) -> Result<Arc<Vec<f32>>, String> {
         let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = kept().weights.get(&weight) {
             return Ok(found.clone());
         }
-        let read = Arc::new(self.reader.read_all(weight).map_err(|e| e.to_string())?);
+        let read = Arc::new(self.reader.read_all_stored(weight).map_err(|e| e.to_string())?);
         let mut guard = kept();
         if guard.bytes + read.len() * 4 <= CACHE_BYTES {
             guard.bytes += read.len() * 4;

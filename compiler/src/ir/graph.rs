@@ -1,6 +1,6 @@
 //! Graph, nodes, values.
 
-use super::{Attrs, DType, Dim, Symbol, SymbolId, TensorType, Weight, WeightId};
+use super::{Attrs, Dim, Symbol, SymbolId, TensorType, Weight, WeightId};
 use crate::ir::Op;
 
 /// A value: a graph input or a result of a node.
@@ -62,6 +62,13 @@ pub struct Node {
     pub label: String,
 }
 
+impl Node {
+    /// Whether the node is attention that keeps keys and values between calls.
+    pub fn keeps_keys(&self) -> bool {
+        self.op == Op::AttnClustered || (self.op == Op::AttnRange && self.attrs.flag("causal"))
+    }
+}
+
 /// A named result of the graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
@@ -78,7 +85,7 @@ pub enum Phase {
     Imported,
     /// Shapes inferred, constants folded, dead code gone.
     Canonical,
-    /// Every weight has the element type it will be stored in.
+    /// Every weight has the storage that it will have in the artifact.
     Quantized,
     /// Projections merged, tokens grouped, FFNs and tails fused.
     Fused,
@@ -334,10 +341,5 @@ impl Graph {
         for output in self.outputs.iter_mut().filter(|o| o.value == old) {
             output.value = new;
         }
-    }
-
-    /// The element type of a weight operand's storage, for the messages of passes.
-    pub fn weight_dtype(&self, id: WeightId) -> DType {
-        self.weight(id).dtype
     }
 }

@@ -9,6 +9,8 @@ pub const MAX_PER_TOKEN: u64 = 1 << 12;
 pub const MAX_POSITIONS: u64 = 1 << 20;
 /// Elements of a weight.
 pub const MAX_WEIGHT_ELEMS: u64 = 1 << 36;
+/// Columns of a weight stored in integers: sums of products of codes stay below 2^31.
+pub const MAX_QUANTIZED_COLS: u64 = 1 << 17;
 /// Elements of all weights together.
 pub const MAX_TOTAL_WEIGHT_ELEMS: u64 = 1 << 40;
 /// How many derivations may lie between a weight and the numbers it comes from.

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::{DType, Dim, Graph, Node, NodeId, Operand, Phase, SymbolId, TensorType, Weight, WeightDef, limits};
+use super::{
+    Component, DType, Dim, Graph, Node, NodeId, Operand, Phase, Storage, SymbolId, TensorType, Weight, WeightDef,
+    limits,
+};
 use crate::ops::{InferCx, Op, check_schema, mismatch};
 
 /// What is wrong with a graph, and where: `place: what: wanted …, found …`.
@@ -115,8 +118,8 @@ impl Graph {
             }
             depths.push(depth);
             self.check_definition(weight).map_err(fail)?;
-            if self.phase >= Phase::Quantized && weight.dtype == DType::BF16 && read[i] {
-                return Err(fail(mismatch("element type", "f32 or f16 once quantized", "bf16")));
+            if self.phase >= Phase::Quantized && weight.storage == Storage::Bf16 && read[i] {
+                return Err(fail(mismatch("storage", "f32, f16, int8 or int4 once quantized", "bf16")));
             }
         }
         Ok(())
@@ -329,15 +332,25 @@ pub(super) fn is_identifier(name: &str) -> bool {
 
 /// Elements of a weight of rank 1 or 2 that is not too large.
 pub(super) fn check_weight_shape(weight: &Weight) -> Result<u64, String> {
-    let found = format!("{}{:?}", weight.dtype, weight.shape);
-    if !weight.dtype.is_float() {
-        return Err(mismatch("element type", "f32, f16 or bf16", found));
-    }
+    let found = format!("{}{:?}", weight.storage, weight.shape);
     let elems = match weight.shape.as_slice() {
         [n] => Some(*n),
         [n, k] => n.checked_mul(*k),
         [..] => return Err(mismatch("shape", "rank 1 or 2", found)),
     };
+    if weight.storage.is_integer() {
+        if weight.shape.len() != 2 {
+            return Err(mismatch("storage", "f32, f16 or bf16 of a vector", found));
+        }
+        if weight.cols() > limits::MAX_QUANTIZED_COLS {
+            let wanted = format!("at most {} columns of {}", limits::MAX_QUANTIZED_COLS, weight.storage);
+            return Err(mismatch("shape", wanted, found));
+        }
+        if matches!(weight.component, Component::Norm | Component::Routing) {
+            let wanted = format!("f32, f16 or bf16 in component {}", weight.component.name());
+            return Err(mismatch("storage", wanted, found));
+        }
+    }
     let max = limits::MAX_WEIGHT_ELEMS;
     match elems {
         Some(n) if (1..=max).contains(&n) => Ok(n),

@@ -1,9 +1,12 @@
 //! The numbers of a graph's weights, row range by row range.
 
-use super::{DType, Graph, Weight, WeightDef, WeightId, WeightSource, limits};
+use half::{bf16, f16};
+
+use super::{DType, Graph, Storage, Weight, WeightDef, WeightId, WeightSource, limits};
+use crate::quant::QuantizedRows;
 
 /// Why a weight could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum WeightError {
     /// The source has no such tensor, or not of this shape.
     #[error("weight @{name}: {message}")]
@@ -29,6 +32,26 @@ pub enum WeightError {
         /// Asked for.
         elems: u64,
     },
+    /// A number that integers cannot stand for.
+    #[error("weight @{name}: row {row}: wanted finite numbers to store as {storage}, found {found}")]
+    NotFinite {
+        /// The weight.
+        name: String,
+        /// How it is stored.
+        storage: Storage,
+        /// The row.
+        row: u64,
+        /// Infinity or NaN.
+        found: f32,
+    },
+    /// Codes of a weight that is stored in floats.
+    #[error("weight @{name}: storage: wanted int8 or int4, found {storage}")]
+    NoCodes {
+        /// The weight.
+        name: String,
+        /// How it is stored.
+        storage: Storage,
+    },
     /// More derivations than the verifier allows.
     #[error("weight @{name}: definition: wanted at most {} derivations deep, found more", limits::MAX_WEIGHT_DEPTH)]
     Depth {
@@ -50,9 +73,69 @@ impl<'a> WeightReader<'a> {
         Self { graph, source }
     }
 
-    /// Writes rows `first_row ..` into `out`, which is a whole number of rows. A vector is one row.
+    /// Writes rows `first_row ..` as they are defined, before any rounding of the storage, into `out`, which is a whole number of rows. A vector is one row.
     pub fn read_rows(&self, weight: WeightId, first_row: u64, out: &mut [f32]) -> Result<(), WeightError> {
         self.read_level(weight, first_row, out, 0)
+    }
+
+    /// Codes and scales of `rows` rows from `first_row` of a weight that is stored in integers. They depend on nothing but
+    /// each row's own numbers, so any run of rows gives the same.
+    ///
+    /// # Errors
+    /// Also when the weight is stored in floats, or a number is not finite.
+    pub fn read_codes(&self, weight: WeightId, first_row: u64, rows: u64) -> Result<QuantizedRows, WeightError> {
+        let w = self.graph.weight(weight);
+        if !w.storage.is_integer() {
+            return Err(WeightError::NoCodes { name: w.name.clone(), storage: w.storage });
+        }
+        let (elems, cols) = (rows.checked_mul(w.cols()), w.cols() as usize);
+        let Some(elems) = elems.filter(|_| first_row.checked_add(rows).is_some_and(|end| end <= w.rows())) else {
+            let elems = rows.saturating_mul(w.cols());
+            return Err(WeightError::Range { name: w.name.clone(), rows: w.rows(), cols: w.cols(), first_row, elems });
+        };
+        let mut x = vec![0.0; elems as usize];
+        self.read_rows(weight, first_row, &mut x)?;
+        if let Some(i) = x.iter().position(|x| !x.is_finite()) {
+            let row = first_row + (i / cols) as u64;
+            return Err(WeightError::NotFinite { name: w.name.clone(), storage: w.storage, row, found: x[i] });
+        }
+        Ok(QuantizedRows::quantize(w.storage, &x, cols, None).expect("integer storage has codes"))
+    }
+
+    /// All codes and scales.
+    pub fn read_all_codes(&self, weight: WeightId) -> Result<QuantizedRows, WeightError> {
+        self.read_codes(weight, 0, self.graph.weight(weight).rows())
+    }
+
+    /// Like [`Self::read_rows`], rounded as the weight is stored: the numbers that kernels read, or that codes and scales
+    /// stand for.
+    pub fn read_stored_rows(&self, weight: WeightId, first_row: u64, out: &mut [f32]) -> Result<(), WeightError> {
+        let w = self.graph.weight(weight);
+        match w.storage {
+            Storage::F32 => self.read_rows(weight, first_row, out),
+            Storage::F16 => {
+                self.read_rows(weight, first_row, out)?;
+                out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+                Ok(())
+            }
+            Storage::Bf16 => {
+                self.read_rows(weight, first_row, out)?;
+                out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+                Ok(())
+            }
+            Storage::Int8 | Storage::Int4(_) => {
+                let rows = self.check_range(w, first_row, out.len(), 0)?;
+                self.read_codes(weight, first_row, rows)?.dequantize(out);
+                Ok(())
+            }
+        }
+    }
+
+    /// All elements, rounded as the weight is stored.
+    pub fn read_all_stored(&self, weight: WeightId) -> Result<Vec<f32>, WeightError> {
+        let mut out = vec![0.0; self.graph.weight(weight).elems() as usize];
+        self.read_stored_rows(weight, 0, &mut out)?;
+        Ok(out)
     }
 
     /// All elements.

@@ -1,6 +1,6 @@
 //! Weights: named tensors, stored, made up, or derived from others; read row by row when they are packed.
 
-use super::DType;
+use super::{DType, Storage};
 
 /// A weight of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,8 +98,8 @@ pub enum WeightDef {
 pub struct Weight {
     /// Name without the `@`: the checkpoint's, or one that a pass made.
     pub name: String,
-    /// Element type in the artifact (what the kernels read). The import sets the checkpoint's type, the recipe changes it.
-    pub dtype: DType,
+    /// How the artifact stores it (what the kernels read). The import sets the checkpoint's type, the recipe changes it.
+    pub storage: Storage,
     /// `[n, k]` rows = outputs, or `[n]`.
     pub shape: Vec<u64>,
     /// Source of the numbers.
@@ -129,6 +129,11 @@ impl Weight {
     /// Elements of a row.
     pub fn cols(&self) -> u64 {
         *self.shape.last().unwrap_or(&1)
+    }
+
+    /// Bytes in its storage: codes and scales, rows packed without gaps.
+    pub fn bytes(&self) -> u64 {
+        self.storage.bytes(self.rows(), self.cols())
     }
 
     /// Elements.

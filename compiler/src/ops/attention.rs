@@ -3,7 +3,8 @@
 use super::eval::{dot, softmax};
 use super::{EvalCx, InferCx, mismatch};
 use crate::interp::Tensor;
-use crate::ir::{DType, Dim, TensorType};
+use crate::ir::{DType, Dim, KvStorage, TensorType};
+use crate::quant::round_kv_row;
 
 /// `heads · head_dim`, if it is a width that exists.
 fn width(cx: &InferCx<'_>, heads: &str) -> Result<u64, String> {
@@ -51,6 +52,10 @@ pub(super) fn range_types(cx: &InferCx<'_>) -> Result<Vec<TensorType>, String> {
     if window > 0 && !cx.attrs.flag("causal") {
         return Err(mismatch("window", "0 when not causal", window));
     }
+    let kv_cache = cx.attrs.word("kv_cache");
+    if kv_cache != KvStorage::F32.name() && !cx.attrs.flag("causal") {
+        return Err(mismatch("kv_cache", "f32 when not causal: nothing is kept", kv_cache));
+    }
     attention_types(cx)
 }
 
@@ -83,9 +88,19 @@ pub(super) fn rope_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
     Ok(vec![Tensor::matrix(x.rows(), x.cols(), y)])
 }
 
+/// Keys and values as they are read back from the cache.
+fn cached(cx: &EvalCx<'_>) -> [Vec<f32>; 2] {
+    let storage = KvStorage::by_name(cx.word("kv_cache")).expect("the schema wants one of them");
+    [1, 2].map(|operand| {
+        let mut rows = cx.value(operand).f32s().to_vec();
+        rows.chunks_exact_mut(cx.size("head_dim")).for_each(|row| round_kv_row(storage, row));
+        rows
+    })
+}
+
 /// Attention of each token to the keys that `seen` lists for it, ascending.
 fn attend(cx: &EvalCx<'_>, seen: impl Fn(usize) -> Vec<usize>) -> Result<Vec<Tensor>, String> {
-    let (q, k, v) = (cx.value(0), cx.value(1).f32s(), cx.value(2).f32s());
+    let (q, [k, v]) = (cx.value(0), cached(cx));
     let (heads, kv_heads, head_dim) = (cx.size("heads"), cx.size("kv_heads"), cx.size("head_dim"));
     let scale = f64::from(cx.float("scale"));
     let mut y = Vec::with_capacity(q.elems());

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use std::cell::OnceCell;
+
 use crate::interp::{Tensor, WeightCache};
 use crate::ir::{Graph, Node, Operand, WeightId};
+use crate::quant::{QuantizedRow, QuantizedRows, quantize_row};
 
 /// A node as its evaluation sees it. The graph is verified, so operands have the types that the shape rule wants.
 pub struct EvalCx<'a> {
@@ -79,7 +82,16 @@ impl<'a> EvalCx<'a> {
         (w.rows() as usize, w.cols() as usize)
     }
 
-    /// All elements of weight operand `i`.
+    /// Weight operand `i`, ready to be multiplied by.
+    pub fn matrix(&self, i: usize) -> Result<Matrix, String> {
+        let id = self.weight_id(i);
+        match self.graph.weight(id).storage.is_integer() {
+            true => self.weights.codes(id).map(Matrix::Codes),
+            false => Ok(Matrix::Floats { cols: self.weight_shape(i).1, elems: self.weights.all(id)? }),
+        }
+    }
+
+    /// All elements of weight operand `i`, rounded as it is stored.
     pub fn weight(&self, i: usize) -> Result<Arc<Vec<f32>>, String> {
         self.weights.all(self.weight_id(i))
     }
@@ -94,7 +106,7 @@ impl<'a> EvalCx<'a> {
 
     /// One row of weight operand `i`.
     pub fn weight_row(&self, i: usize, row: usize, out: &mut [f32]) -> Result<(), String> {
-        self.weights.reader.read_rows(self.weight_id(i), row as u64, out).map_err(|e| e.to_string())
+        self.weights.reader.read_stored_rows(self.weight_id(i), row as u64, out).map_err(|e| e.to_string())
     }
 
     /// Number of modules of an op with weights per module.
@@ -121,9 +133,52 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// `x · wᵀ` of one row: `[k]`, `[n, k]` → `[n]`.
-pub(super) fn row_times(x: &[f32], w: &[f32]) -> impl Iterator<Item = f64> {
-    w.chunks_exact(x.len()).map(move |row| dot(x, row))
+/// A row of activations, quantized when a product first needs it so.
+pub struct Row<'a> {
+    x: &'a [f32],
+    quantized: OnceCell<QuantizedRow>,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(x: &'a [f32]) -> Self {
+        Self { x, quantized: OnceCell::new() }
+    }
+}
+
+/// A matrix `[n, k]` to multiply rows by.
+pub enum Matrix {
+    /// Float storage.
+    Floats {
+        /// k.
+        cols: usize,
+        /// Row by row.
+        elems: Arc<Vec<f32>>,
+    },
+    /// Integer storage: the row of activations is quantized as well.
+    Codes(Arc<QuantizedRows>),
+}
+
+impl Matrix {
+    /// Outputs n.
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Matrix::Floats { cols, elems } => elems.len() / cols,
+            Matrix::Codes(codes) => codes.rows(),
+        }
+    }
+
+    /// Output `o` of `x · wᵀ`: in f64 of floats, exactly the f32 of the definitions of codes.
+    pub(super) fn output(&self, o: usize, x: &Row<'_>) -> f64 {
+        match self {
+            Matrix::Floats { cols, elems } => dot(x.x, &elems[o * cols..(o + 1) * cols]),
+            Matrix::Codes(codes) => f64::from(codes.dot(o, x.quantized.get_or_init(|| quantize_row(x.x)))),
+        }
+    }
+
+    /// `x · wᵀ` of one row: `[k]` → `[n]`.
+    pub(super) fn times<'m>(&'m self, x: &'m Row<'_>) -> impl Iterator<Item = f64> + 'm {
+        (0..self.rows()).map(move |o| self.output(o, x))
+    }
 }
 
 /// `x / (1 + exp(−x))`.

@@ -1,6 +1,6 @@
 //! Domain modules.
 
-use super::eval::{dot, row_times, silu};
+use super::eval::{Row, silu};
 use super::{EvalCx, InferCx, mismatch};
 use crate::interp::Tensor;
 use crate::ir::{DType, Dim, TensorType};
@@ -60,9 +60,9 @@ pub(super) fn linear_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
         if rows.is_empty() {
             continue;
         }
-        let w = cx.weight(cx.module_operand(0, c))?;
+        let w = cx.matrix(cx.module_operand(0, c))?;
         for row in x.f32s()[rows.start * x.cols()..rows.end * x.cols()].chunks_exact(x.cols()) {
-            y.extend(row_times(row, &w).map(|v| v as f32));
+            y.extend(w.times(&Row::new(row)).map(|v| v as f32));
         }
     }
     Ok(vec![Tensor::matrix(x.rows(), n, y)])
@@ -73,16 +73,15 @@ fn add_module(cx: &EvalCx<'_>, c: usize, x: &Tensor, visits: &[(usize, f32)], y:
     if visits.is_empty() {
         return Ok(());
     }
-    let gate = cx.weight(cx.module_operand(0, c))?;
-    let up = cx.weight(cx.module_operand(1, c))?;
-    let down = cx.weight(cx.module_operand(2, c))?;
+    let gate = cx.matrix(cx.module_operand(0, c))?;
+    let up = cx.matrix(cx.module_operand(1, c))?;
+    let down = cx.matrix(cx.module_operand(2, c))?;
     let d = x.cols();
     for (t, g) in visits {
-        let row = &x.f32s()[t * d..(t + 1) * d];
-        let hidden = row_times(row, &gate).zip(row_times(row, &up)).map(|(g, u)| (silu(g) * u) as f32);
-        let hidden: Vec<f32> = hidden.collect();
-        for (y, w) in y[t * d..(t + 1) * d].iter_mut().zip(down.chunks_exact(hidden.len())) {
-            *y += f64::from(*g) * dot(&hidden, w);
+        let row = Row::new(&x.f32s()[t * d..(t + 1) * d]);
+        let hidden: Vec<f32> = gate.times(&row).zip(up.times(&row)).map(|(g, u)| (silu(g) * u) as f32).collect();
+        for (y, w) in y[t * d..(t + 1) * d].iter_mut().zip(down.times(&Row::new(&hidden))) {
+            *y += f64::from(*g) * w;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Products with a weight matrix.
 
-use super::eval::{dot, gelu, row_times, silu};
+use super::eval::{Row, gelu, silu};
 use super::{EvalCx, InferCx, mismatch};
 use crate::interp::Tensor;
 use crate::ir::{DType, TensorType};
@@ -37,29 +37,27 @@ pub(super) fn linear_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
         "gelu" => gelu,
         _ => |x| x,
     };
-    let (x, w) = (cx.value(0), cx.weight(1)?);
-    let mut y = vec![0.0f64; x.rows() * cx.weight_shape(1).0];
-    product(x.f32s(), &w, x.cols(), &mut y);
+    let (x, w) = (cx.value(0), cx.matrix(1)?);
+    let rows: Vec<Row<'_>> = x.f32s().chunks_exact(x.cols()).map(Row::new).collect();
+    let n = w.rows();
+    let mut y = vec![0.0f64; x.rows() * n];
+    // Each weight row is read once for all rows of x.
+    for o in 0..n {
+        for (r, x) in rows.iter().enumerate() {
+            y[r * n + o] = w.output(o, x);
+        }
+    }
     let residual = cx.optional(2).map(Tensor::f32s);
     let at = |(i, y): (usize, f64)| (act(y) + residual.map_or(0.0, |r| f64::from(r[i]))) as f32;
     let y = y.into_iter().enumerate().map(at).collect();
-    Ok(vec![Tensor::matrix(x.rows(), cx.weight_shape(1).0, y)])
-}
-
-/// `y[r, o] = Σ x[r, :]·w[o, :]`, each weight row read once for all rows of x.
-fn product(x: &[f32], w: &[f32], k: usize, y: &mut [f64]) {
-    let n = w.len() / k;
-    for (o, w) in w.chunks_exact(k).enumerate() {
-        for (r, x) in x.chunks_exact(k).enumerate() {
-            y[r * n + o] = dot(x, w);
-        }
-    }
+    Ok(vec![Tensor::matrix(x.rows(), n, y)])
 }
 
 /// `silu(x · gateᵀ) ⊙ (x · upᵀ)`.
 pub(super) fn swiglu_eval(cx: &EvalCx<'_>) -> Result<Vec<Tensor>, String> {
-    let (x, gate, up) = (cx.value(0), cx.weight(1)?, cx.weight(2)?);
-    let rows = x.f32s().chunks_exact(x.cols());
-    let y = rows.flat_map(|x| row_times(x, &gate).zip(row_times(x, &up))).map(|(g, u)| (silu(g) * u) as f32);
-    Ok(vec![Tensor::matrix(x.rows(), cx.weight_shape(1).0, y.collect())])
+    let (x, gate, up) = (cx.value(0), cx.matrix(1)?, cx.matrix(2)?);
+    let rows = x.f32s().chunks_exact(x.cols()).map(Row::new);
+    let hidden = |x: Row<'_>| gate.times(&x).zip(up.times(&x)).map(|(g, u)| (silu(g) * u) as f32).collect::<Vec<_>>();
+    let y: Vec<f32> = rows.flat_map(hidden).collect();
+    Ok(vec![Tensor::matrix(x.rows(), gate.rows(), y)])
 }

@@ -21,7 +21,7 @@ mod rows;
 mod schema;
 
 use crate::interp::Tensor;
-use crate::ir::{AttrKind, TensorType};
+use crate::ir::{AttrKind, KvStorage, TensorType};
 pub use eval::EvalCx;
 pub use route::{POLICIES, Policy, select_bound, select_capacity};
 pub use schema::{InferCx, check_schema, mismatch};
@@ -146,11 +146,12 @@ op_table! {
     Rope = "rope" (x: Value) { heads: Int, head_dim: Int, theta: Float } -> (y): attention::rope_types, attention::rope_eval;
     /// Attention to a range of keys: q `[T, heads·head_dim]`, k and v `[T, kv_heads·head_dim]` → as q. Causal: the query
     /// at position t sees keys j ≤ t, and with `window` > 0 only t − j < window. Not causal: all keys, `window` is 0.
+    /// `kv_cache` is how keys and values are kept between calls, and so what is read of them; f32 when not causal.
     AttnRange = "attn.range" (q: Value, k: Value, v: Value)
-        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, causal: Bool, window: Int } -> (y): attention::range_types, attention::range_eval;
-    /// Attention to window, sinks and the latest tokens of the query's own cluster (`[T]` u32): causal.
+        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, causal: Bool, window: Int, kv_cache: Word(&KvStorage::NAMES) } -> (y): attention::range_types, attention::range_eval;
+    /// Attention to window, sinks and the latest tokens of the query's own cluster (`[T]` u32): causal. `kv_cache` as above.
     AttnClustered = "attn.clustered" (q: Value, k: Value, v: Value, cluster: Value)
-        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, window: Int, sinks: Int, cluster_cap: Int, num_clusters: Int } -> (y): attention::clustered_types, attention::clustered_eval;
+        { heads: Int, kv_heads: Int, head_dim: Int, scale: Float, window: Int, sinks: Int, cluster_cap: Int, num_clusters: Int, kv_cache: Word(&KvStorage::NAMES) } -> (y): attention::clustered_types, attention::clustered_eval;
     /// `softmax_c(scale·q·keys[c] + lambda·ln(domains[:, c mod D] + 1e-6))`: q `[T, d_s]`, domains `[T, D]` (absent:
     /// uniform), keys `[C, d_s]` → `[T, C]`.
     RouteScores = "route.scores" (q: Value, domains: OptionalValue, keys: Weight)
@@ -198,6 +199,36 @@ impl Op {
     /// The op of that name.
     pub fn by_name(name: &str) -> Option<Op> {
         OPS.iter().find(|row| row.name == name).map(|row| row.op)
+    }
+
+    /// Whether the op multiplies by its weights as matrices or looks up their rows: such weights may be stored in
+    /// integers. The others are read element by element.
+    pub fn reads_matrices(self) -> bool {
+        match self {
+            Op::Embed | Op::Linear | Op::LinearSwiglu | Op::ExpertLinear | Op::ExpertApply | Op::ExpertFfn => true,
+            Op::RmsNorm
+            | Op::Add
+            | Op::Mul
+            | Op::Scale
+            | Op::Silu
+            | Op::Gelu
+            | Op::Softmax
+            | Op::Slice
+            | Op::Rope
+            | Op::AttnRange
+            | Op::AttnClustered
+            | Op::RouteScores
+            | Op::RouteCluster
+            | Op::RouteSelect
+            | Op::RouteGroup
+            | Op::RouteGather
+            | Op::RouteCombine
+            | Op::RouteMemory
+            | Op::Fill
+            | Op::LastRows
+            | Op::MeanRows
+            | Op::L2Normalize => false,
+        }
     }
 
     /// Operands before the groups of one weight per module.

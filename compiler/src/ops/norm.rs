@@ -10,9 +10,9 @@ pub(super) fn rms_norm_types(cx: &InferCx<'_>) -> Result<Vec<TensorType>, String
     let (_, n) = cx.matrix(0, DType::F32)?;
     cx.positive_float("eps")?;
     if let Some(w) = cx.optional_weight(1)
-        && (w.shape != [n] || !matches!(w.dtype, DType::F32 | DType::F16 | DType::BF16))
+        && (w.shape != [n] || w.storage.is_integer())
     {
-        return Err(mismatch("w", format!("a float vector [{n}]"), format!("@{} {}{:?}", w.name, w.dtype, w.shape)));
+        return Err(mismatch("w", format!("a float vector [{n}]"), format!("@{} {}{:?}", w.name, w.storage, w.shape)));
     }
     Ok(vec![cx.value(0).clone()])
 }

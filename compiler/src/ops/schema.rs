@@ -163,13 +163,17 @@ impl<'a> InferCx<'a> {
         }
     }
 
-    /// Rows and columns of weight operand `i`, which has to be a float matrix.
+    /// Rows and columns of weight operand `i`, which has to be a matrix; of floats, unless the op multiplies codes.
     pub fn weight_matrix(&self, i: usize) -> Result<(u64, u64), String> {
         let name = self.op.row().operands[i.min(self.op.row().operands.len() - 1)].name;
         let w = self.optional_weight(i).expect("the schema wants a weight");
-        match (w.shape.as_slice(), w.dtype) {
-            ([n, k], DType::F32 | DType::F16 | DType::BF16) => Ok((*n, *k)),
-            ([..], _) => Err(mismatch(name, "a float matrix", format!("@{} {}{:?}", w.name, w.dtype, w.shape))),
+        let found = || format!("@{} {}{:?}", w.name, w.storage, w.shape);
+        match w.shape.as_slice() {
+            [_, _] if w.storage.is_integer() && !self.op.reads_matrices() => {
+                Err(mismatch(name, "a matrix stored as f32, f16 or bf16", found()))
+            }
+            [n, k] => Ok((*n, *k)),
+            [..] => Err(mismatch(name, "a matrix", found())),
         }
     }
 
@@ -184,14 +188,9 @@ impl<'a> InferCx<'a> {
         let name = self.name(fixed + group);
         for module in 0..per {
             let w = self.optional_weight(fixed + group * per + module).expect("the schema wants a weight");
-            let float = matches!(w.dtype, DType::F32 | DType::F16 | DType::BF16);
-            if !float || w.shape != [n, k] {
-                let found = format!("@{} {}{:?}", w.name, w.dtype, w.shape);
-                return Err(mismatch(
-                    &format!("{name} of module {module}"),
-                    format!("a float matrix [{n}, {k}]"),
-                    found,
-                ));
+            if w.shape != [n, k] {
+                let found = format!("@{} {}{:?}", w.name, w.storage, w.shape);
+                return Err(mismatch(&format!("{name} of module {module}"), format!("a matrix [{n}, {k}]"), found));
             }
         }
         Ok(())

@@ -1,50 +1,49 @@
-//! `choose-formats`: gives every weight the element type that the recipe stores it in.
+//! `choose-formats`: gives every weight, and the keys and values of causal attention, the storage that the recipe says.
 
 use std::collections::BTreeMap;
 
-use super::edit::weight_readers;
-use super::{PassContext, PassError, PassReport, Recipe};
-use crate::ir::{Component, DType, Graph, NodeId, Op, WeightId};
+use super::edit::title;
+use super::{PassContext, PassError, PassReport};
+use crate::ir::{AttrValue, Component, Graph, Op, Storage};
+use crate::quant::RecipeError;
 
 pub(super) fn run(graph: &mut Graph, ctx: &PassContext) -> Result<PassReport, PassError> {
-    let readers = weight_readers(graph);
-    let mut changes: BTreeMap<(Component, &str, &str), u64> = BTreeMap::new();
-    for (i, readers) in readers.iter().enumerate() {
-        let id = WeightId(i as u32);
-        if readers.is_empty() {
-            continue;
+    let mut report = PassReport::default();
+    let mut changes: BTreeMap<(Component, Storage, Storage), u64> = BTreeMap::new();
+    let failed = |e: RecipeError| PassError::Failed { pass: "choose-formats", message: e.to_string() };
+    for choice in ctx.recipe.choices(graph).map_err(failed)? {
+        let weight = &mut graph.weights[choice.weight.0 as usize];
+        if weight.storage != choice.storage {
+            *changes.entry((weight.component, weight.storage, choice.storage)).or_default() += 1;
+            weight.storage = choice.storage;
         }
-        let to = format_of(graph, ctx.recipe, id, readers);
-        let weight = &mut graph.weights[i];
-        if weight.dtype != to {
-            *changes.entry((weight.component, weight.dtype.name(), to.name())).or_default() += 1;
-            weight.dtype = to;
+        if let Some(reason) = choice.why_not {
+            report.miss(weight.component.name(), reason);
         }
     }
-    let mut report = PassReport::default();
     for ((component, from, to), weights) in changes {
         let unit = if weights == 1 { "weight" } else { "weights" };
         report.fire(component.name(), format!("{weights} {unit} {from} -> {to}"));
     }
+    choose_kv_cache(graph, ctx, &mut report);
     Ok(report)
 }
 
-/// Storage of one weight. What is not a matrix product is read element by element by kernels that know f32 only.
-fn format_of(graph: &Graph, recipe: Recipe, id: WeightId, readers: &[(NodeId, usize)]) -> DType {
-    let weight = graph.weight(id);
-    if !readers.iter().all(|(node, _)| is_matrix_reader(graph.node(*node).op)) {
-        return DType::F32;
+fn choose_kv_cache(graph: &mut Graph, ctx: &PassContext, report: &mut PassReport) {
+    let storage = ctx.recipe.kv_cache().name();
+    for node in &mut graph.nodes {
+        if !matches!(node.op, Op::AttnRange | Op::AttnClustered) {
+            continue;
+        }
+        let own = node.attrs.word("kv_cache");
+        if own == storage {
+            continue;
+        }
+        if !node.keeps_keys() {
+            report.miss(title(node), format!("it is not causal and keeps no keys and values: not {storage}"));
+            continue;
+        }
+        report.fire(title(node), format!("keys and values {own} -> {storage}"));
+        node.attrs.set("kv_cache", AttrValue::Word(storage));
     }
-    match (recipe, weight.dtype) {
-        (Recipe::Fp32, _) | (Recipe::None, DType::BF16) => DType::F32,
-        (Recipe::None, own) => own,
-        // The token router's head decides on domains: its few rows stay exact.
-        (Recipe::Fp16, _) if weight.component == Component::Routing => DType::F32,
-        (Recipe::Fp16, _) => DType::F16,
-    }
-}
-
-/// Whether an op multiplies by its weights as matrices or looks up their rows.
-fn is_matrix_reader(op: Op) -> bool {
-    matches!(op, Op::Embed | Op::Linear | Op::LinearSwiglu | Op::ExpertLinear | Op::ExpertApply | Op::ExpertFfn)
 }

@@ -2,7 +2,7 @@
 
 use super::edit::{Edit, Links, title};
 use super::{PassContext, PassError, PassReport};
-use crate::ir::{AttrValue, DType, Graph, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
+use crate::ir::{AttrValue, Graph, NodeId, Op, Operand, Storage, ValueId, WeightDef, WeightId};
 
 pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, PassError> {
     let mut report = PassReport::default();
@@ -70,8 +70,9 @@ fn map_bases(def: &mut WeightDef, map: impl Fn(WeightId) -> WeightId) {
 /// One step. A base that is stored narrower than f32 rounds its numbers, so nothing is pulled through it.
 fn simplify(graph: &Graph, id: WeightId) -> Option<Simpler> {
     let weight = graph.weight(id);
-    let wide = |w: WeightId| graph.weight(w).dtype == DType::F32;
-    let interchangeable = |w: WeightId| graph.weight(w).dtype == weight.dtype && graph.weight(w).shape == weight.shape;
+    let wide = |w: WeightId| graph.weight(w).storage == Storage::F32;
+    let interchangeable =
+        |w: WeightId| graph.weight(w).storage == weight.storage && graph.weight(w).shape == weight.shape;
     match &weight.def {
         WeightDef::Stored | WeightDef::Splat(_) | WeightDef::Random { .. } => None,
         WeightDef::Scale { base, factor } => {

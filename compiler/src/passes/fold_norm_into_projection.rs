@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::edit::{Links, derive_weight, title, weight_readers, why_not_derive};
 use super::{PassContext, PassError, PassReport};
-use crate::ir::{DType, Graph, Node, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
+use crate::ir::{Graph, Node, NodeId, Op, Operand, Storage, ValueId, WeightDef, WeightId};
 
 pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, PassError> {
     let mut report = PassReport::default();
@@ -95,8 +95,8 @@ fn foldable_users(graph: &Graph, value: ValueId) -> Result<Vec<(NodeId, usize)>,
     for &(user, place) in &places {
         let id = graph.node(user).operands[place].weight().expect("a place of a weight");
         let weight = graph.weight(id);
-        if weight.dtype != DType::F32 {
-            return Err(format!("weight @{} is stored {}: folding would round it again", weight.name, weight.dtype));
+        if weight.storage != Storage::F32 {
+            return Err(format!("weight @{} is stored {}: folding would round it again", weight.name, weight.storage));
         }
         if let Some(reason) = why_not_derive(graph, id) {
             return Err(reason);

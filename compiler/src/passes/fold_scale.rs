@@ -3,7 +3,7 @@
 
 use super::edit::{Edit, Links, derive_weight, is_plain_linear, title, weight_readers, why_not_derive};
 use super::{PassContext, PassError, PassReport};
-use crate::ir::{AttrValue, DType, Graph, NodeId, Op, Operand, ValueId, WeightDef, WeightId};
+use crate::ir::{AttrValue, Graph, NodeId, Op, Operand, Storage, ValueId, WeightDef, WeightId};
 
 pub(super) fn run(graph: &mut Graph, _ctx: &PassContext) -> Result<PassReport, PassError> {
     let mut report = PassReport::default();
@@ -62,10 +62,10 @@ fn weight_to_scale(
     }
     let id = linear.operands[1].weight().expect("a linear has a weight");
     let weight = graph.weight(id);
-    if weight.dtype != DType::F32 {
+    if weight.storage != Storage::F32 {
         return Err(format!(
             "weight @{} is stored {}: folding {factor} would round it again",
-            weight.name, weight.dtype
+            weight.name, weight.storage
         ));
     }
     if let Some(reason) = why_not_derive(graph, id) {

@@ -95,9 +95,9 @@ fn check_group(graph: &Graph, links: &Links, gather: &Node, offsets: Operand, co
 fn check_formats(graph: &Graph, weights: &[Operand]) -> Result<(), String> {
     let mut weights = weights.iter().map(|w| graph.weight(w.weight().expect("expert.linear has weights")));
     let first = weights.next().expect("expert.linear has a weight");
-    match weights.find(|w| w.dtype != first.dtype) {
+    match weights.find(|w| w.storage != first.storage) {
         Some(other) => {
-            Err(format!("weight @{} is stored {}, @{} {}", first.name, first.dtype, other.name, other.dtype))
+            Err(format!("weight @{} is stored {}, @{} {}", first.name, first.storage, other.name, other.storage))
         }
         None => Ok(()),
     }

@@ -84,8 +84,8 @@ fn match_parts(graph: &Graph, links: &Links, gate: Operand, up: Operand) -> Resu
     let weights = (gate_node.operands[1], up_node.operands[1]);
     let weight = |w: Operand| graph.weight(w.weight().expect("a linear has a weight"));
     let (gate_weight, up_weight) = (weight(weights.0), weight(weights.1));
-    if gate_weight.dtype != up_weight.dtype {
-        let (gate, up) = (gate_weight.dtype, up_weight.dtype);
+    if gate_weight.storage != up_weight.storage {
+        let (gate, up) = (gate_weight.storage, up_weight.storage);
         return Err(format!("weight @{} is stored {gate}, @{} {up}", gate_weight.name, up_weight.name));
     }
     Ok(Parts {

@@ -5,7 +5,8 @@ use super::edit::{
 };
 use super::{PassContext, PassError, PassReport};
 use crate::ir::{
-    AttrValue, Attrs, DType, Graph, Node, NodeId, Op, Operand, TensorType, ValueId, Weight, WeightDef, WeightId, limits,
+    AttrValue, Attrs, DType, Graph, Node, NodeId, Op, Operand, Storage, TensorType, ValueId, Weight, WeightDef,
+    WeightId, limits,
 };
 use crate::plan::reads_dense;
 
@@ -78,13 +79,15 @@ fn why_not(graph: &Graph, links: &Links, readers: &[Vec<(NodeId, usize)>], id: N
 fn by_format(graph: &Graph, linears: &[NodeId], report: &mut PassReport) -> Vec<Vec<NodeId>> {
     let weight = |id: &NodeId| graph.weight(weight_of(graph.node(*id)));
     let mut groups = Vec::new();
-    for dtype in DType::ALL {
-        let group: Vec<NodeId> = linears.iter().copied().filter(|id| weight(id).dtype == dtype).collect();
+    for storage in Storage::ALL {
+        let group: Vec<NodeId> = linears.iter().copied().filter(|id| weight(id).storage == storage).collect();
         if group.len() > 1 {
             groups.push(group);
-        } else if let (Some(only), Some(other)) = (group.first(), linears.iter().find(|id| weight(id).dtype != dtype)) {
+        } else if let (Some(only), Some(other)) =
+            (group.first(), linears.iter().find(|id| weight(id).storage != storage))
+        {
             let (own, other) = (weight(only), weight(other));
-            let reason = format!("weight @{} is stored {dtype}, @{} {}", own.name, other.name, other.dtype);
+            let reason = format!("weight @{} is stored {storage}, @{} {}", own.name, other.name, other.storage);
             report.miss(title(graph.node(*only)), reason);
         }
     }

@@ -4,7 +4,7 @@
 //! matrix products, attention and routing scores. Norms, activations and copies are not: they are a few per cent.
 //! Where the number of modules of a token is decided at run time, a figure is a [`Range`] from `k_min` to `k_max`.
 
-use crate::ir::{Component, Graph, Node, NodeId, Op, Operand, SymbolId, WeightDef, WeightId};
+use crate::ir::{Component, Graph, KvStorage, Node, NodeId, Op, Operand, SymbolId, WeightDef, WeightId};
 use crate::ops::Policy;
 
 /// The least and the most that a figure can be.
@@ -38,7 +38,7 @@ pub struct ComponentBytes {
     pub component: Component,
     /// Parameters.
     pub elems: u64,
-    /// Bytes in their element types, packed without gaps.
+    /// Bytes as they are stored, codes and scales, packed without gaps.
     pub bytes: u64,
     /// Those of them that are one repeated value and so take no storage.
     pub splat_bytes: u64,
@@ -65,13 +65,14 @@ pub fn weight_bytes(graph: &Graph) -> Vec<ComponentBytes> {
     let mut out: Vec<ComponentBytes> = Component::ALL.into_iter().map(empty).collect();
     for i in (0..graph.weights.len()).filter(|i| read[*i]) {
         let id = WeightId(i as u32);
-        let element_bytes = graph.weight(id).dtype.bytes();
-        for (component, elems) in parts(graph, id) {
+        let storage = graph.weight(id).storage;
+        for (component, rows, cols) in parts(graph, id) {
+            let (elems, bytes) = (rows * cols, storage.bytes(rows, cols));
             let sum = out.iter_mut().find(|c| c.component == component).expect("all components are listed");
             sum.elems += elems;
-            sum.bytes += elems * element_bytes;
+            sum.bytes += bytes;
             if matches!(graph.weight(id).def, WeightDef::Splat(_)) {
-                sum.splat_bytes += elems * element_bytes;
+                sum.splat_bytes += bytes;
             }
         }
     }
@@ -79,8 +80,8 @@ pub fn weight_bytes(graph: &Graph) -> Vec<ComponentBytes> {
     out
 }
 
-/// Elements of a weight by component: those of a merged weight belong to its parts' components.
-fn parts(graph: &Graph, id: WeightId) -> Vec<(Component, u64)> {
+/// Rows and columns of a weight by component: those of a merged weight belong to its parts' components.
+fn parts(graph: &Graph, id: WeightId) -> Vec<(Component, u64, u64)> {
     let weight = graph.weight(id);
     match &weight.def {
         WeightDef::Concat(ids) => ids.iter().flat_map(|part| parts(graph, *part)).collect(),
@@ -88,7 +89,7 @@ fn parts(graph: &Graph, id: WeightId) -> Vec<(Component, u64)> {
         | WeightDef::Splat(_)
         | WeightDef::Random { .. }
         | WeightDef::ScaleColumns { .. }
-        | WeightDef::Scale { .. } => vec![(weight.component, weight.elems())],
+        | WeightDef::Scale { .. } => vec![(weight.component, weight.rows(), weight.cols())],
     }
 }
 
@@ -130,7 +131,7 @@ impl Call<'_> {
             Op::Embed => {
                 let table = self.graph.weight(self.weight(1));
                 let rows = self.tokens.min(table.rows());
-                Work { weight_bytes: Range::exact(rows * table.cols() * table.dtype.bytes()), ..Work::default() }
+                Work { weight_bytes: Range::exact(table.storage.bytes(rows, table.cols())), ..Work::default() }
             }
             Op::RmsNorm => Work { weight_bytes: Range::exact(self.all_weight_bytes()), ..Work::default() },
             Op::Linear | Op::LinearSwiglu | Op::RouteScores => Work {
@@ -142,7 +143,7 @@ impl Call<'_> {
             Op::ExpertApply | Op::ExpertLinear | Op::ExpertFfn => self.modules(),
             Op::RouteMemory => {
                 let values = self.graph.weight(self.weight(2));
-                let row_bytes = values.cols() * values.dtype.bytes();
+                let row_bytes = values.storage.row_bytes(values.cols());
                 let routed = self.routed(self.node.operands[0], values.rows());
                 Work {
                     weight_bytes: routed.modules.times(row_bytes),
@@ -179,7 +180,7 @@ impl Call<'_> {
     }
 
     fn all_weight_bytes(&self) -> u64 {
-        self.weights().map(|w| self.graph.weight(w)).map(|w| w.elems() * w.dtype.bytes()).sum()
+        self.weights().map(|w| self.graph.weight(w).bytes()).sum()
     }
 
     fn all_weight_elems(&self) -> u64 {
@@ -201,7 +202,8 @@ impl Call<'_> {
         let int = |name: &str| self.node.attrs.int(name);
         let (heads, kv_heads, head_dim) = (int("heads"), int("kv_heads"), int("head_dim"));
         let keys: u64 = (0..self.tokens).map(|row| self.keys_read(self.context + row)).sum();
-        let row_bytes = 2 * kv_heads * head_dim * 4;
+        let storage = KvStorage::by_name(self.node.attrs.word("kv_cache")).expect("the schema wants one of them");
+        let row_bytes = storage.row_bytes(head_dim).unwrap_or(u64::MAX).saturating_mul(2 * kv_heads);
         Work {
             kv_bytes: keys.saturating_add(self.tokens).saturating_mul(row_bytes),
             multiply_adds: Range::exact(keys.saturating_mul(2 * heads * head_dim)),

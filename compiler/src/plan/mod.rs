@@ -97,7 +97,7 @@ pub struct Place {
 /// What a node's working memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ScratchRole {
-    /// Attention keys f32 `[kv_heads][positions][head_dim]`.
+    /// Attention keys `[kv_heads][positions]` of rows as `kv_cache` says ([`KvStorage`](crate::ir::KvStorage)).
     Keys,
     /// Attention values, laid out as the keys.
     Values,
@@ -107,6 +107,11 @@ pub enum ScratchRole {
     Last,
     /// `expert.ffn`: hidden rows f32 `[N, f_m]`.
     Hidden,
+    /// Activation rows as int8, `[R]` records of [`quantized_row_bytes`](crate::quant::quantized_row_bytes)`(k)`, of
+    /// products whose weights are stored in integers. `expert.ffn` has the rows of its x here, one per token.
+    QuantizedRows,
+    /// `expert.ffn` whose down projections are stored in integers: hidden rows as int8, N records for f_m inputs.
+    QuantizedHidden,
     /// `route.select` of the policies that look across tokens: u32 `[T]`.
     Ranking,
 }

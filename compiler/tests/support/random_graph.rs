@@ -1,7 +1,7 @@
 //! Random valid graphs: every op may appear, names and labels are arbitrary.
 
 use lapidary_compiler::ir::{
-    AttrKind, AttrValue, Attrs, Component, DType, Dim, Graph, HeadKind, ModelInfo, Op, Operand, Output, Phase,
+    AttrKind, AttrValue, Attrs, Component, DType, Dim, Graph, HeadKind, ModelInfo, Op, Operand, Output, Phase, Storage,
     SymbolId, TensorType, ValueId, Weight, WeightDef, WeightId,
 };
 use lapidary_compiler::ops::{OPS, OpRow, OperandKind, Policy};
@@ -198,7 +198,9 @@ fn weight(r: &mut Random, graph: &mut Graph, shape: &[u64]) -> WeightId {
         _ => WeightDef::Stored,
     };
     let name = format!("{}#{}", r.text(), graph.weights.len());
-    let dtype = *r.pick(&[DType::F32, DType::F16, DType::BF16]);
     let component = *r.pick(&Component::ALL);
-    graph.add_weight(Weight { name, dtype, shape: shape.to_vec(), def, component })
+    let integers = shape.len() == 2 && !matches!(component, Component::Norm | Component::Routing);
+    let storages = if integers { &Storage::ALL[..] } else { &[Storage::F32, Storage::F16, Storage::Bf16] };
+    let storage = *r.pick(storages);
+    graph.add_weight(Weight { name, storage, shape: shape.to_vec(), def, component })
 }

@@ -2,7 +2,9 @@
 
 use crate::Work;
 use lapidary_kernels::args::*;
-use lapidary_kernels::{KernelFn, KernelOp, KernelRow, packed_bytes};
+use lapidary_kernels::{
+    KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, packed_bytes, quantized_row_bytes, select,
+};
 use std::ptr::{from_ref, null};
 
 /// Hidden size.
@@ -13,6 +15,8 @@ const CLUSTERS: usize = 64;
 const HEAD: usize = 64;
 /// Query heads that share a key head.
 const HEADS: usize = 4;
+/// Inputs that share a scale of int4 weights.
+const GROUP: usize = 32;
 /// Outputs of the GEMV: its weights (192 MiB as f16) fit no cache of one core.
 const GEMV_OUTPUTS: usize = 131_072;
 
@@ -44,11 +48,55 @@ fn work<A: 'static>(function: KernelFn, shape: String, flops: usize, bytes: usiz
     Work { shape, flops: flops as f64, bytes: bytes as f64, run }
 }
 
-fn product(row: &KernelRow, function: KernelFn, m: usize, n: usize, k: usize) -> Work {
-    let matrices = match row.op {
+/// `group` of a kernel's quantized weights.
+fn group(row: &KernelRow) -> usize {
+    if row.weight == WeightType::I4 { GROUP } else { 0 }
+}
+
+/// Aligned bytes, of a value that as codes and as scales (0.01 in f32, 1.06 in binary16) is ordinary.
+fn bytes(n: usize) -> &'static mut [u8] {
+    let lines = vec![Line([f32::from_ne_bytes([0x3c; 4]); 16]); n.div_ceil(64)].leak();
+    // SAFETY: the lines are n bytes or more.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), n) }
+}
+
+fn matrices(row: &KernelRow) -> usize {
+    match row.op {
         KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => 2,
         _ => 1,
+    }
+}
+
+fn quantized_product(row: &KernelRow, function: KernelFn, m: usize, n: usize, k: usize) -> Work {
+    let matrices = matrices(row);
+    let layout = row.quant_layout(group(row)).expect("a quantized kernel has a layout");
+    let weight_bytes = matrices * layout.packed_bytes(n, k);
+    let args = QGemmArgs {
+        a: bytes(m * quantized_row_bytes(k)).as_ptr(),
+        lda_bytes: quantized_row_bytes(k) as u64,
+        a_rows: null(),
+        m: m as u64,
+        k: k as u64,
+        w: bytes(weight_bytes).as_ptr(),
+        group: layout.group() as u64,
+        n: n as u64,
+        panel_begin: 0,
+        panel_end: n.div_ceil(layout.nr()) as u64,
+        c: floats(m * n).as_mut_ptr(),
+        ldc: n as u64,
+        c_rows: null(),
+        row_scale: null(),
+        accumulate: 0,
     };
+    let moved = weight_bytes + m * (4 * n + quantized_row_bytes(k));
+    work(function, format!("m={m} k={k} n={n}"), 2 * matrices * m * n * k, moved, args)
+}
+
+fn product(row: &KernelRow, function: KernelFn, m: usize, n: usize, k: usize) -> Work {
+    if matches!(row.weight, WeightType::I8 | WeightType::I4) {
+        return quantized_product(row, function, m, n, k);
+    }
+    let matrices = matrices(row);
     let nr = row.tile.nr;
     let bytes = matrices * packed_bytes(n, k, nr, row.weight);
     let weights = floats(bytes / 4);
@@ -161,6 +209,27 @@ fn mask() -> *const u8 {
 
 fn embed(row: &KernelRow, function: KernelFn) -> Work {
     let vocab = 32_000;
+    if matches!(row.weight, WeightType::I8 | WeightType::I4) {
+        let layout = match row.op {
+            KernelOp::EmbedRows => row.quant_layout(group(row)),
+            _ => find_layout(row.weight),
+        };
+        let layout = layout.expect("a table of quantized weights has a layout");
+        let args = QEmbedArgs {
+            ids: indices(ROWS, vocab).as_ptr(),
+            table: vec![1u8; layout.packed_bytes(vocab, D)].leak().as_ptr(),
+            y: floats(ROWS * D).as_mut_ptr(),
+            ldy: D as u64,
+            rows: ROWS as u64,
+            n: D as u64,
+            group: layout.group() as u64,
+            nr: layout.nr() as u64,
+            kr: layout.kr() as u64,
+            code_offset: u64::from(layout.code_offset()),
+        };
+        let moved = ROWS * (layout.packed_bytes(vocab, D) / vocab + 4 * D);
+        return work(function, format!("rows={ROWS} n={D}"), 0, moved, args);
+    }
     let bytes = row.weight.bytes();
     let args = EmbedArgs {
         ids: indices(ROWS, vocab).as_ptr(),
@@ -172,6 +241,12 @@ fn embed(row: &KernelRow, function: KernelFn) -> Work {
         nr: 32,
     };
     work(function, format!("rows={ROWS} n={D}"), 0, (4 + bytes) * ROWS * D, args)
+}
+
+/// Layout of the GEMM that dispatch picks here.
+fn find_layout(weight: WeightType) -> Option<QuantLayout> {
+    let row = select(KernelOp::Gemm, &crate::here(), weight)?;
+    row.quant_layout(group(row))
 }
 
 /// The measurements of a row.
@@ -191,6 +266,18 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
         }
         KernelOp::AttendRange | KernelOp::AttendClustered => {
             return [(1, 1023), (ROWS, 0), (ROWS, 896)].map(|(rows, first)| attend(row, function, rows, first)).into();
+        }
+        KernelOp::QuantizeRows => {
+            let args = QuantizeRowsArgs {
+                x: floats(ROWS * D).as_ptr(),
+                ldx: D as u64,
+                x_rows: null(),
+                y: bytes(ROWS * quantized_row_bytes(D)).as_mut_ptr(),
+                ldy_bytes: quantized_row_bytes(D) as u64,
+                rows: ROWS as u64,
+                k: D as u64,
+            };
+            work(function, format!("rows={ROWS} n={D}"), 4 * ROWS * D, ROWS * (4 * D + quantized_row_bytes(D)), args)
         }
         KernelOp::RmsNorm => {
             let args = RmsNormArgs {

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 
-use super::{Simd, by_token};
+use super::{Simd, Token, by_token};
 use core::arch::x86_64::*;
 
 /// Proof of AVX, AVX2, FMA and F16C.
@@ -30,15 +30,17 @@ impl Avx2 {
     }
 }
 
-impl Simd for Avx2 {
-    type V = __m256;
-    const LANES: usize = 8;
-    const LANE_FMA: bool = false;
-
+impl Token for Avx2 {
     #[inline(always)]
     unsafe fn assume() -> Self {
         Self(())
     }
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const LANE_FMA: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -135,6 +137,16 @@ impl Simd for Avx2 {
     unsafe fn store(self, p: *mut f32, v: __m256) {
         // SAFETY: the caller promises 8 writable elements; the token proves AVX.
         unsafe { _mm256_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: __m256) {
+        // SAFETY: the caller promises 8 writable elements; the token proves AVX2.
+        unsafe {
+            let v = _mm256_cvtps_epi32(v);
+            let v = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(v, v));
+        }
     }
 
     #[inline(always)]

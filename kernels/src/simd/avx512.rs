@@ -1,6 +1,6 @@
 //! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers.
 
-use super::{Simd, by_token};
+use super::{Simd, Token, by_token};
 use core::arch::x86_64::*;
 
 /// Proof of AVX-512 F, BW, DQ and VL, and of what [`super::Avx2`] proves.
@@ -14,15 +14,17 @@ fn first(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-impl Simd for Avx512 {
-    type V = __m512;
-    const LANES: usize = 16;
-    const LANE_FMA: bool = false;
-
+impl Token for Avx512 {
     #[inline(always)]
     unsafe fn assume() -> Self {
         Self(())
     }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const LANE_FMA: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -117,6 +119,12 @@ impl Simd for Avx512 {
     unsafe fn store(self, p: *mut f32, v: __m512) {
         // SAFETY: the caller promises 16 writable elements; the token proves AVX-512F.
         unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: __m512) {
+        // SAFETY: the caller promises 16 writable elements; the token proves AVX-512F.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! One vector type per instruction set, behind one trait, so that every kernel is written once.
 //!
-//! A token such as [`Avx2`] is a proof: it can only be made by the unsafe [`Simd::assume`], inside a function
+//! A token such as [`Avx2`] is a proof: it can only be made by the unsafe [`Token::assume`], inside a function
 //! compiled for the instruction set, and every arithmetic method takes the token. So the arithmetic is safe to call,
 //! and only loads and stores, which take pointers, are not.
 //!
@@ -14,6 +14,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
@@ -22,9 +24,18 @@ pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vnni::{Avx512Vnni, AvxVnni};
+
+/// The proof that an instruction set is there.
+pub(crate) trait Token: Copy {
+    /// # Safety
+    /// The CPU has the instruction set, and the caller is compiled for it.
+    unsafe fn assume() -> Self;
+}
 
 /// Vectors of `LANES` f32 and what the kernels do with them.
-pub(crate) trait Simd: Copy {
+pub(crate) trait Simd: Token {
     /// A vector register of f32.
     type V: Copy;
     /// f32 lanes of a vector.
@@ -32,12 +43,6 @@ pub(crate) trait Simd: Copy {
     /// Whether a vector can be multiplied by one lane of another at no cost (AArch64). Then GEMM reads
     /// activations four at a time instead of broadcasting each from memory.
     const LANE_FMA: bool;
-
-    /// The proof that the instruction set is there.
-    ///
-    /// # Safety
-    /// The CPU has the instruction set, and the caller is compiled for it.
-    unsafe fn assume() -> Self;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -51,6 +56,11 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a·b + c`, rounded once (twice on [`Scalar`]).
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a·b + c`, rounded once on every instruction set.
+    #[inline(always)]
+    fn fused(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.fma(a, b, c)
+    }
     /// `a[L]·b + c`. Only called when `LANE_FMA`.
     fn fma_lane<const L: i32>(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `x · 2ⁿ` for integral n in −150..=129, right also where the result is subnormal or infinite.
@@ -88,6 +98,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p..p+LANES` is writable.
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Stores `LANES` integral values in −127..=127 as i8; of not-a-number, any value.
+    ///
+    /// # Safety
+    /// `p..p+LANES` is writable.
+    unsafe fn store_i8(self, p: *mut i8, v: Self::V);
     /// Stores the first `n ≤ LANES` lanes.
     ///
     /// # Safety

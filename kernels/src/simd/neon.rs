@@ -1,6 +1,6 @@
 //! NEON (Advanced SIMD of ARMv8.0-A, all a Cortex-A72 has): 4 lanes, 32 registers.
 
-use super::{Simd, by_token};
+use super::{Simd, Token, by_token};
 use core::arch::aarch64::*;
 
 /// Proof of NEON.
@@ -19,15 +19,17 @@ impl Neon {
     }
 }
 
-impl Simd for Neon {
-    type V = float32x4_t;
-    const LANES: usize = 4;
-    const LANE_FMA: bool = true;
-
+impl Token for Neon {
     #[inline(always)]
     unsafe fn assume() -> Self {
         Self(())
     }
+}
+
+impl Simd for Neon {
+    type V = float32x4_t;
+    const LANES: usize = 4;
+    const LANE_FMA: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {
@@ -130,6 +132,16 @@ impl Simd for Neon {
     unsafe fn store(self, p: *mut f32, v: float32x4_t) {
         // SAFETY: the caller promises 4 writable elements; the token proves NEON.
         unsafe { vst1q_f32(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: float32x4_t) {
+        // SAFETY: the caller promises 4 writable elements; the token proves NEON.
+        unsafe {
+            let v = vqmovn_s32(vcvtq_s32_f32(v));
+            let v = vqmovn_s16(vcombine_s16(v, v));
+            p.cast::<i32>().write_unaligned(vget_lane_s32::<0>(vreinterpret_s32_s8(v)));
+        }
     }
 
     #[inline(always)]

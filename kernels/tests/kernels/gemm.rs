@@ -30,7 +30,7 @@ fn weights(random: &mut Random, n: usize, k: usize, weight: WeightType) -> Vec<f
     (0..n * k)
         .map(|_| match weight {
             WeightType::F16 => f16::from_f32(random.unit()).to_f32(),
-            WeightType::F32 | WeightType::None => random.unit(),
+            _ => random.unit(),
         })
         .collect()
 }
@@ -45,7 +45,7 @@ fn panels(w: &[f32], n: usize, k: usize, nr: usize, weight: WeightType) -> Vec<V
                     let value = if output < n { w[output * k + input] } else { 0.0 };
                     match weight {
                         WeightType::F16 => bytes.extend(f16::from_f32(value).to_bits().to_le_bytes()),
-                        WeightType::F32 | WeightType::None => bytes.extend(value.to_le_bytes()),
+                        _ => bytes.extend(value.to_le_bytes()),
                     }
                 }
             }
@@ -131,7 +131,7 @@ fn run(kernel: &Kernel, case: Case) {
 }
 
 /// 1, t−1, t, t+1 of a tile dimension, and more than two tiles.
-fn around(t: usize) -> Vec<usize> {
+pub fn around(t: usize) -> Vec<usize> {
     let mut sizes = vec![1, t.max(2) - 1, t, t + 1, 2 * t + 1];
     sizes.dedup();
     sizes

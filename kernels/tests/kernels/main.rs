@@ -14,6 +14,8 @@ mod gemm;
 mod hostile;
 mod memory;
 mod pack;
+mod quant;
+mod quant_pack;
 mod route;
 mod rows;
 mod select;
@@ -21,7 +23,7 @@ mod stack;
 mod table;
 mod transcendental;
 
-use lapidary_kernels::{FeatureSet, KernelFn, KernelOp, KernelRow, kernels, resolve_for};
+use lapidary_kernels::{FeatureSet, KernelFn, KernelOp, KernelRow, WeightType, kernels, resolve_for};
 use proptest::test_runner::{Config, TestRunner};
 
 /// 2⁻²³, twice the largest relative error of one rounding: every tolerance counts roundings in it.
@@ -92,10 +94,20 @@ fn property<S: proptest::strategy::Strategy>(strategy: S, check: impl Fn(S::Valu
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
+/// Kernels of quantized weights, and the others.
+fn by_weights(kernels: &[Kernel]) -> (Vec<Kernel>, Vec<Kernel>) {
+    kernels.iter().partition(|kernel| matches!(kernel.row.weight, WeightType::I8 | WeightType::I4))
+}
+
 /// The test of an operation's kernels.
 fn oracle_of(op: KernelOp) -> fn(&[Kernel]) {
     match op {
-        KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => gemm::check,
+        KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => |kernels| {
+            let (quantized, float) = by_weights(kernels);
+            gemm::check(&float);
+            quant::check(&quantized);
+        },
+        KernelOp::QuantizeRows => quant::check_quantize_rows,
         KernelOp::RmsNorm => rows::check_rms_norm,
         KernelOp::Softmax => rows::check_softmax,
         KernelOp::Silu => rows::check_silu,
@@ -118,7 +130,11 @@ fn oracle_of(op: KernelOp) -> fn(&[Kernel]) {
         KernelOp::RouteMemory => route::check_memory,
         KernelOp::GatherRows => rows::check_gather,
         KernelOp::ScatterAdd => rows::check_scatter,
-        KernelOp::EmbedRows | KernelOp::EmbedPanels => embed::check,
+        KernelOp::EmbedRows | KernelOp::EmbedPanels => |kernels| {
+            let (quantized, float) = by_weights(kernels);
+            embed::check(&float);
+            embed::check_quantized(&quantized);
+        },
         KernelOp::MeanRows => rows::check_mean,
     }
 }
@@ -148,6 +164,7 @@ operations! {
     gemv_matches_oracle = Gemv;
     gemm_swiglu_matches_oracle = GemmSwiglu;
     gemv_swiglu_matches_oracle = GemvSwiglu;
+    quantize_rows_matches_oracle = QuantizeRows;
     rms_norm_matches_oracle = RmsNorm;
     softmax_matches_oracle = Softmax;
     silu_matches_oracle = Silu;

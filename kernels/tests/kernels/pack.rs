@@ -12,7 +12,7 @@ fn element(packed: &[u8], k: usize, nr: usize, weight: WeightType, output: usize
     let bytes = &packed[at..at + weight.bytes()];
     match weight {
         WeightType::F16 => u32::from(u16::from_le_bytes(bytes.try_into().unwrap())),
-        WeightType::F32 | WeightType::None => u32::from_le_bytes(bytes.try_into().unwrap()),
+        _ => u32::from_le_bytes(bytes.try_into().unwrap()),
     }
 }
 

@@ -17,7 +17,8 @@ fn a_name_is_the_specification() {
         let (op, isa, weight) = (row.op.name(), row.isa.name(), row.weight.name());
         let wanted = match row.op {
             KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => {
-                format!("{op}_f32_{weight}_{}x{}_{isa}", row.tile.mr, row.tile.nr)
+                let inputs = if matches!(row.weight, WeightType::I8 | WeightType::I4) { "i8" } else { "f32" };
+                format!("{op}_{inputs}_{weight}_{}x{}_{isa}", row.tile.mr, row.tile.nr)
             }
             KernelOp::EmbedRows | KernelOp::EmbedPanels => format!("{op}_{weight}_{isa}"),
             KernelOp::CopyRows
@@ -30,7 +31,8 @@ fn a_name_is_the_specification() {
             | KernelOp::SelectBidirectional
             | KernelOp::RouteGroup
             | KernelOp::GatherRows => format!("{op}_{isa}"),
-            KernelOp::RmsNorm
+            KernelOp::QuantizeRows
+            | KernelOp::RmsNorm
             | KernelOp::Softmax
             | KernelOp::Silu
             | KernelOp::Gelu
@@ -56,8 +58,8 @@ fn functions_exist_on_their_own_architecture() {
     for row in kernels() {
         let here = match row.isa {
             Isa::Scalar => true,
-            Isa::Neon => cfg!(target_arch = "aarch64"),
-            Isa::Avx2 | Isa::Avx512 => cfg!(target_arch = "x86_64"),
+            Isa::Neon | Isa::Dotprod | Isa::I8mm => cfg!(target_arch = "aarch64"),
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Vnni => cfg!(target_arch = "x86_64"),
         };
         assert_eq!(resolve(row.name).is_some(), here, "{}", row.name);
         assert_eq!(row.function().is_some(), here, "{}", row.name);
@@ -105,10 +107,12 @@ fn one_feature_less_falls_back() {
 #[test]
 fn gemm_and_gemv_share_panels() {
     for features in targets() {
-        for weight in [WeightType::F32, WeightType::F16] {
+        for weight in [WeightType::F32, WeightType::F16, WeightType::I8, WeightType::I4] {
             for (gemm, gemv) in [(KernelOp::Gemm, KernelOp::Gemv), (KernelOp::GemmSwiglu, KernelOp::GemvSwiglu)] {
-                let nr = |op| select(op, &features, weight).unwrap().tile.nr;
-                assert_eq!(nr(gemm), nr(gemv));
+                let row = |op| select(op, &features, weight).unwrap();
+                let tiles = (row(gemm).tile, row(gemv).tile);
+                assert_eq!((tiles.0.nr, tiles.0.kr), (tiles.1.nr, tiles.1.kr));
+                assert_eq!(row(gemm).isa.code_offset(), row(gemv).isa.code_offset());
             }
         }
     }

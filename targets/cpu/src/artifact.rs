@@ -249,6 +249,8 @@ fn plan_tables(builder: &mut ArtifactBuilder, graph: &Graph, plan: &Plan, progra
             ScratchRole::Previous => "previous",
             ScratchRole::Last => "last",
             ScratchRole::Hidden => "hidden",
+            ScratchRole::QuantizedRows => "quantized_rows",
+            ScratchRole::QuantizedHidden => "quantized_hidden",
             ScratchRole::Ranking => "ranking",
         };
         let name = format!("{}.{role}", graph.node(scratch.node).label);

@@ -63,12 +63,20 @@ pub enum LowerError {
     },
     /// A weight stored in a type that its kernel does not read.
     #[error(
-        "{node}: wanted a weight stored as f32 or f16 (norms and routing: f32), found {found}\nhint: pass choose-formats sets the storage types"
+        "{node}: wanted a weight stored as f32 or f16 (norms and routing: f32), found {found}\nhint: pass choose-formats sets the storage"
     )]
     WeightStorage {
         /// Node label.
         node: String,
         /// Type found.
+        found: &'static str,
+    },
+    /// Keys and values kept in a type that no attention kernel reads.
+    #[error("{node}: wanted keys and values kept as f32, found {found}")]
+    KvCache {
+        /// Node label.
+        node: String,
+        /// Storage found.
         found: &'static str,
     },
     /// A weight packed otherwise than its op reads it.

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use lapidary_compiler::ir::{Component, DType, Graph, Node, Op, Operand, WeightId};
+use lapidary_compiler::ir::{Component, DType, Graph, Node, Op, Operand, Storage, Weight, WeightId};
 use lapidary_format::{EXTENT_ALIGN, TENSOR_ALIGN, WeightsWriter};
 use lapidary_kernels::{KernelOp, Source, WeightType, pack, select};
 
@@ -144,6 +144,12 @@ pub fn weight_type(node: &Node, dtype: DType) -> Result<WeightType, LowerError> 
     }
 }
 
+/// The element type of a weight that is stored in floats; no kernel of this target reads integers yet.
+fn float_dtype(node: &Node, weight: &Weight) -> Result<DType, LowerError> {
+    let found = weight.storage;
+    found.float().ok_or_else(|| LowerError::WeightStorage { node: node.label.clone(), found: found.name() })
+}
+
 impl WeightLayout {
     /// Lays out every weight that the graph's nodes read. `positions` is the longest sequence, for rope tables.
     pub fn build(graph: &Graph, positions: u64, target: &CpuTarget) -> Result<WeightLayout, LowerError> {
@@ -216,17 +222,18 @@ impl WeightLayout {
 
     fn rows(&mut self, graph: &Graph, node: &Node, w: WeightId) -> Result<(), LowerError> {
         let weight = graph.weight(w);
-        weight_type(node, weight.dtype)?;
-        let size_bytes = weight.elems() * weight.dtype.bytes();
-        let piece = Piece { packing: Packing::Rows, dtype: weight.dtype, offset_bytes: 0, size_bytes };
+        let dtype = float_dtype(node, weight)?;
+        weight_type(node, dtype)?;
+        let size_bytes = weight.elems() * dtype.bytes();
+        let piece = Piece { packing: Packing::Rows, dtype, offset_bytes: 0, size_bytes };
         self.place(Content::Weight(w), piece);
         Ok(())
     }
 
     /// Small weights that kernels read as f32.
     fn vector(&mut self, graph: &Graph, node: &Node, w: WeightId) -> Result<(), LowerError> {
-        let found = graph.weight(w).dtype;
-        if found != DType::F32 {
+        let found = graph.weight(w).storage;
+        if found != Storage::F32 {
             return Err(LowerError::WeightStorage { node: node.label.clone(), found: found.name() });
         }
         self.rows(graph, node, w)
@@ -502,9 +509,10 @@ fn module_piece(graph: &Graph, node: &Node, content: Content, target: &CpuTarget
 
 fn panel_piece(graph: &Graph, node: &Node, w: WeightId, target: &CpuTarget) -> Result<Piece, LowerError> {
     let weight = graph.weight(w);
-    let nr = panel_width(node, KernelOp::Gemm, KernelOp::Gemv, weight.dtype, target)?;
-    let size_bytes = weight.rows().div_ceil(nr) * nr * weight.cols() * weight.dtype.bytes();
-    Ok(Piece { packing: Packing::Panels { nr }, dtype: weight.dtype, offset_bytes: 0, size_bytes })
+    let dtype = float_dtype(node, weight)?;
+    let nr = panel_width(node, KernelOp::Gemm, KernelOp::Gemv, dtype, target)?;
+    let size_bytes = weight.rows().div_ceil(nr) * nr * weight.cols() * dtype.bytes();
+    Ok(Piece { packing: Packing::Panels { nr }, dtype, offset_bytes: 0, size_bytes })
 }
 
 fn pair_piece(
@@ -515,16 +523,17 @@ fn pair_piece(
     target: &CpuTarget,
 ) -> Result<Piece, LowerError> {
     let (gate, up) = (graph.weight(gate), graph.weight(up));
-    if gate.dtype != up.dtype || gate.shape != up.shape {
+    if gate.storage != up.storage || gate.shape != up.shape {
         return Err(LowerError::UnequalPair {
             node: node.label.clone(),
-            gate: format!("{} {:?}", gate.dtype, gate.shape),
-            up: format!("{} {:?}", up.dtype, up.shape),
+            gate: format!("{} {:?}", gate.storage, gate.shape),
+            up: format!("{} {:?}", up.storage, up.shape),
         });
     }
-    let nr = panel_width(node, KernelOp::GemmSwiglu, KernelOp::GemvSwiglu, gate.dtype, target)?;
-    let size_bytes = 2 * gate.rows().div_ceil(nr) * nr * gate.cols() * gate.dtype.bytes();
-    Ok(Piece { packing: Packing::PanelPairs { nr }, dtype: gate.dtype, offset_bytes: 0, size_bytes })
+    let dtype = float_dtype(node, gate)?;
+    let nr = panel_width(node, KernelOp::GemmSwiglu, KernelOp::GemvSwiglu, dtype, target)?;
+    let size_bytes = 2 * gate.rows().div_ceil(nr) * nr * gate.cols() * dtype.bytes();
+    Ok(Piece { packing: Packing::PanelPairs { nr }, dtype, offset_bytes: 0, size_bytes })
 }
 
 /// The panel width that both kernels of an operation read: one copy of the weights serves prefill and decode.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::super::verify::{check_weight_shape, is_identifier};
 use super::super::{
     AttrKind, AttrValue, Attrs, Component, DType, Dim, Graph, HeadKind, ModelInfo, Node, NodeId, Op, Operand, Output,
-    Phase, SymbolId, TensorType, ValueId, Weight, WeightDef, WeightId, limits,
+    Phase, Storage, SymbolId, TensorType, ValueId, Weight, WeightDef, WeightId, limits,
 };
 use super::ParseError;
 use super::lexer::{Lexer, Token};
@@ -258,7 +258,7 @@ impl<'a> Parser<'a> {
             return self.fail(at, mismatch("weight", "a new name", format!("@{name}")));
         }
         self.punct("weight", ':')?;
-        let dtype = self.dtype()?;
+        let storage = self.storage()?;
         self.punct("shape", '[')?;
         let mut shape = vec![self.integer("shape")?];
         if self.eat(',')? {
@@ -269,7 +269,7 @@ impl<'a> Parser<'a> {
         let component = self.known("component", format!("one of {}", names.join(", ")), Component::by_name)?;
         self.punct("weight", '=')?;
         let def = self.definition()?;
-        let weight = Weight { name: name.clone(), dtype, shape, def, component };
+        let weight = Weight { name: name.clone(), storage, shape, def, component };
         if let Err(message) = check_weight_shape(&weight) {
             return self.fail(at, message);
         }
@@ -338,6 +338,24 @@ impl<'a> Parser<'a> {
     fn dtype(&mut self) -> Parsed<DType> {
         let names: Vec<&str> = DType::ALL.iter().map(|d| d.name()).collect();
         self.known("element type", format!("one of {}", names.join(", ")), DType::by_name)
+    }
+
+    /// `f16`, `int8`, `int4:32`.
+    fn storage(&mut self) -> Parsed<Storage> {
+        let at = self.at;
+        let mut name = match self.token {
+            Token::Word(word) => word.to_owned(),
+            _ => self.token.show(),
+        };
+        self.advance()?;
+        if name == "int4" && self.eat(':')? {
+            name = format!("int4:{}", self.integer("group")?);
+        }
+        let names: Vec<&str> = Storage::ALL.iter().map(|s| s.name()).collect();
+        match Storage::by_name(&name) {
+            Some(storage) => Ok(storage),
+            None => self.fail(at, mismatch("storage", format!("one of {}", names.join(", ")), name)),
+        }
     }
 
     /// `f32[T, 64]`.

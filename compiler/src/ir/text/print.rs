@@ -79,7 +79,7 @@ fn model(f: &mut Formatter<'_>, info: &ModelInfo) -> fmt::Result {
 
 fn weight(f: &mut Formatter<'_>, graph: &Graph, w: &Weight) -> fmt::Result {
     let shape: Vec<String> = w.shape.iter().map(u64::to_string).collect();
-    write!(f, "weight {}: {}[{}] {} = ", AtName(&w.name), w.dtype, shape.join(", "), w.component.name())?;
+    write!(f, "weight {}: {}[{}] {} = ", AtName(&w.name), w.storage, shape.join(", "), w.component.name())?;
     let name = |id: &WeightId| AtName(&graph.weight(*id).name);
     match &w.def {
         WeightDef::Stored => write!(f, "stored")?,

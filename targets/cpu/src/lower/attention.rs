@@ -1,7 +1,7 @@
 //! Attention: keys and values into their cache, then blocks of queries against it.
 
 use cranelift_codegen::ir::InstBuilder;
-use lapidary_compiler::ir::{Dim, NodeId, Op, SymbolId};
+use lapidary_compiler::ir::{Dim, KvStorage, NodeId, Op, SymbolId};
 use lapidary_compiler::plan::{Region, ScratchRole};
 use lapidary_format::abi::Counter;
 use lapidary_kernels::{KernelOp, WeightType};
@@ -32,6 +32,10 @@ impl<'a> Lowering<'a> {
         let attr = |name: &str| node.attrs.int(name);
         let (heads, kv_heads, head_dim) = (attr("heads"), attr("kv_heads"), attr("head_dim"));
         let scale = node.attrs.float("scale");
+        let kv_cache = node.attrs.word("kv_cache");
+        if kv_cache != KvStorage::F32.name() {
+            return Err(LowerError::KvCache { node: node.label.clone(), found: kv_cache });
+        }
         let clustered = node.op == Op::AttnClustered;
         let mask = if clustered {
             Mask {
