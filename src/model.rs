@@ -1,6 +1,5 @@
 //! From a model to an artifact: what `compile`, `demo` and `inspect` share.
 
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lapidary_compiler::import::{self, ImportOptions, ImportedModel};
-use lapidary_compiler::ir::{Graph, Op, WeightId, WeightReader};
+use lapidary_compiler::ir::{Graph, Op, WeightReader};
 use lapidary_compiler::passes::{self, PassContext, PassReport, Recipe, StopAfter};
 use lapidary_compiler::plan::{Plan, cost};
 use lapidary_runtime::Tokenizer;
@@ -149,11 +148,8 @@ impl Planned {
             std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
         }
         let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
-        let read = |weight: WeightId, row: u64, out: &mut [f32]| {
-            reader.read_rows(weight, row, out).map_err(|e| io::Error::other(e.to_string()))
-        };
         let bar = ui.bytes_bar("weights", lowered.layout().size_bytes());
-        let size = lowered.write_file(path, &read, &|done| bar.set_position(done));
+        let size = lowered.write_file(path, &reader, &|done| bar.set_position(done));
         bar.finish_and_clear();
         size.with_context(|| path.display().to_string())
     }

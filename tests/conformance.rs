@@ -1,4 +1,4 @@
-//! Every op, lowered alone, against the reference interpreter: sizes on both sides of tile boundaries, f32 and f16 weights,
+//! Every op, lowered alone, against the reference interpreter: sizes on both sides of tile boundaries, every storage of weights,
 //! prefill in chunks and token by token, on this machine and (`LAPIDARY_TEST=full`) under qemu-user.
 //!
 //! A case is a little graph in text form: `%x` embeds the ids in random rows, the case's ops follow, and a tied head makes
@@ -8,7 +8,6 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,7 +54,7 @@ fn case(name: impl Into<String>, d: u64, weights: &str, ops: &str, outputs: &[(&
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for dtype in ["f32", "f16"] {
+    for dtype in ["f32", "f16", "int8", "int4:32", "int4:64", "int4:128"] {
         for (k, n) in [(1, 1), (7, 8), (16, 15), (33, 31), (32, 32), (130, 33), (20, 65)] {
             let std = 1.0 / (k as f32).sqrt();
             let size = format!("{dtype}-{k}x{n}");
@@ -78,6 +77,12 @@ fn cases() -> Vec<Case> {
         let rows = format!("weight @rows: {dtype}[{VOCAB}, 13] embedding = random(9, 1.0)\n");
         let ops = "%10: f32[T, 13] = embed(%0, @rows)\n";
         cases.push(case(format!("embed-rows-{dtype}"), 8, &rows, ops, &[("y", "%10")]));
+        // The head's panels serve as the embedding table.
+        for d in [8, 35, 64] {
+            let mut tied = case(format!("embed-panels-{dtype}-{d}"), d, "", "", &[("y", "%1")]);
+            tied.text = tied.text.replace("@table: f32", &format!("@table: {dtype}"));
+            cases.push(tied);
+        }
     }
     cases.extend(element_wise());
     cases.extend(attention());
@@ -253,11 +258,7 @@ fn compile(text: &str, target: &str) -> Result<Compiled, Failed> {
     let lowered = lower(&graph, &plan, &target, &about)?;
     let artifact = tempfile::Builder::new().suffix(".lapis").tempfile()?.into_temp_path();
     let reader = WeightReader::new(&graph, &NoSource);
-    lowered.write_file(
-        &artifact,
-        &|w, row, out| reader.read_rows(w, row, out).map_err(|e| io::Error::other(e.to_string())),
-        &|_| (),
-    )?;
+    lowered.write_file(&artifact, &reader, &|_| ())?;
     Ok(Compiled { graph, artifact })
 }
 

@@ -2,7 +2,9 @@
 
 use crate::Work;
 use lapidary_kernels::args::*;
-use lapidary_kernels::{KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, packed_bytes, quantized_row_bytes, select};
+use lapidary_kernels::{
+    KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, packed_bytes, quantized_row_bytes, select,
+};
 use std::ptr::{from_ref, null};
 
 /// Hidden size.

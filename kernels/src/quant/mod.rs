@@ -14,8 +14,8 @@ pub(crate) mod lanes;
 mod layout;
 mod record;
 
-pub use layout::{QuantLayout, QuantPackError, QuantSource, pack_quantized, pack_quantized_swiglu};
 pub(crate) use embed::{embed_i4, embed_i8};
+pub use layout::{QuantLayout, QuantPackError, QuantSource, pack_quantized, pack_quantized_swiglu};
 pub(crate) use record::quantize_rows;
 pub use record::quantized_row_bytes;
 
