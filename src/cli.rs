@@ -55,6 +55,9 @@ pub enum Command {
     Profile(ProfileArgs),
     /// Shows what is in a model or an artifact
     Inspect(InspectArgs),
+    /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
+    #[cfg(feature = "compiler")]
+    Disasm(DisasmArgs),
     /// Compares an artifact's outputs with reference outputs or another artifact
     Compare(CompareArgs),
     /// Lists the targets that this build compiles for
@@ -246,6 +249,26 @@ pub struct InspectArgs {
     /// Verify every checksum and bound
     #[arg(long)]
     pub check: bool,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `disasm`.
+#[cfg(feature = "compiler")]
+#[derive(Args)]
+pub struct DisasmArgs {
+    /// The artifact
+    pub artifact: PathBuf,
+    /// Only the functions of this entry point: prefill, decode
+    #[arg(long)]
+    pub entry: Option<String>,
+    /// Only functions with this in their name or op
+    #[arg(long, value_name = "SUBSTRING")]
+    pub step: Option<String>,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -2,7 +2,16 @@
 //!
 //! stdout carries the result, stderr progress and log. Exit codes: 0 done, 1 failed, 2 usage, 3 a comparison missed, 4 the
 //! target cannot do it.
-#![allow(clippy::print_stdout, reason = "the command's result goes to stdout")]
+/// Prints to stdout. Unlike the standard library's it does not panic when nobody reads on: see [`ui::write_out`].
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::ui::write_out(format_args!($($arg)*)) };
+}
+
+/// Prints a line to stdout, as [`print!`] does.
+macro_rules! println {
+    () => { $crate::ui::write_out(format_args!("\n")) };
+    ($($arg:tt)*) => { $crate::ui::write_out(format_args!("{}\n", format_args!($($arg)*))) };
+}
 
 mod cli;
 mod commands;
@@ -10,6 +19,7 @@ mod difference;
 mod engine;
 mod failure;
 mod limits;
+mod memory_picture;
 #[cfg(feature = "compiler")]
 mod model;
 #[cfg(feature = "profile")]
@@ -26,7 +36,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let ui = ui::Ui::new(&cli.global);
-    match commands::run(cli.command, &ui) {
+    match commands::run(cli.command, &ui).and_then(|code| ui::finish_out().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {
             ui.error(&error);

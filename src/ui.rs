@@ -1,11 +1,14 @@
 //! What the command shows besides its result: progress and log on stderr, tables on stdout.
 
+use std::fmt;
 use std::fs::Permissions;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use anyhow::Context;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tempfile::NamedTempFile;
@@ -83,6 +86,46 @@ impl Ui {
             bar.set_style(style);
         }
         bar.with_message(what.to_string())
+    }
+}
+
+/// Why stdout takes nothing more: the first error of a write.
+static CLOSED: OnceLock<io::Error> = OnceLock::new();
+
+/// Writes to stdout, whose errors end nothing in the middle of its work: after the first one all is dropped, and
+/// [`finish_out`] tells.
+pub fn write_out(text: fmt::Arguments<'_>) {
+    keep_error(|| io::stdout().write_fmt(text));
+}
+
+/// Shows what was written so far, which may not end with a line.
+pub fn flush_out() {
+    keep_error(|| io::stdout().flush());
+}
+
+fn keep_error(write: impl FnOnce() -> io::Result<()>) {
+    if !is_out_closed()
+        && let Err(error) = write()
+    {
+        // A second error, of another thread, says no more than the first.
+        let _ = CLOSED.set(error);
+    }
+}
+
+/// Whether nobody sees what is written to stdout from here on.
+pub fn is_out_closed() -> bool {
+    CLOSED.get().is_some()
+}
+
+/// Writes what is left to write to stdout. A reader that stopped reading (`| head`) has what it wanted; any other
+/// error, such as a full disk, means that the result is not there.
+pub fn finish_out() -> anyhow::Result<()> {
+    flush_out();
+    match CLOSED.get() {
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::anyhow!(error.to_string())).context("stdout: cannot be written")
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

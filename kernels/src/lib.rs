@@ -31,6 +31,7 @@ mod route;
 mod rows;
 mod select;
 mod simd;
+mod stack;
 mod table;
 
 pub use args::KernelFn;

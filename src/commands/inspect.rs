@@ -4,11 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use lapidary_format::{Artifact, ManifestFlags, NO_INDEX};
+use lapidary_format::{Artifact, ENTRY_PREFILL, ManifestFlags, NO_INDEX, Packing, Step};
 use lapidary_runtime::ArtifactFile;
 use serde_json::json;
 
 use crate::cli::{Format, InspectArgs};
+use crate::memory_picture::{self, Buffer, Picture};
 use crate::ui::{Ui, bytes, count, table};
 
 /// Shows an artifact, or a model before it is compiled.
@@ -25,8 +26,8 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         spinner.finish_and_clear();
     }
     match args.format {
-        Format::Text => print_text(file.artifact(), args.check),
-        Format::Json => print_json(file.artifact(), args.check),
+        Format::Text => print_text(file.artifact(), args),
+        Format::Json => print_json(file.artifact(), args),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -35,14 +36,13 @@ fn features<'a>(artifact: &Artifact<'a>) -> Vec<&'a str> {
     artifact.features().iter().map(|f| f.name).collect()
 }
 
-fn print_text(artifact: &Artifact<'_>, checked: bool) {
+fn print_text(artifact: &Artifact<'_>, args: &InspectArgs) {
     let m = artifact.manifest();
     let plan = artifact.plan();
     println!("model         {} ({}, {} parameters)", m.model, m.head, count(m.parameters));
     println!("made by       {}, weights {}", m.producer, m.quantization);
-    for target in artifact.target().iter() {
-        println!("target        {} ({}), needs {}", target.name, m.isa, features(artifact).join(" "));
-    }
+    println!("target        {} ({})", artifact.target().map_or("unnamed", |t| t.name), m.isa);
+    println!("CPU features  {}", features(artifact).join(" "));
     println!(
         "shape         vocabulary {}, hidden {}, layers {}, clusters {}, domains {}",
         m.vocab_size, m.hidden_size, m.num_layers, m.num_clusters, m.num_domains
@@ -57,10 +57,11 @@ fn print_text(artifact: &Artifact<'_>, checked: bool) {
         println!("no decoding   {}", m.cannot_decode);
     }
     println!(
-        "memory        weights {}, arena {}, state {}",
+        "memory        weights {}, arena {}, state {}, stack {}",
         bytes(plan.weights_bytes),
         bytes(plan.arena_bytes),
-        bytes(plan.state_bytes)
+        bytes(plan.state_bytes),
+        bytes(plan.stack_bytes)
     );
     println!(
         "per token     {} touched, {} multiply-adds (at most, decoding)",
@@ -83,14 +84,94 @@ fn print_text(artifact: &Artifact<'_>, checked: bool) {
         .map(|c| vec![c.name.into(), c.quantization.into(), count(c.parameters), bytes(c.bytes)]);
     println!("{}\n", table(&["component", "stored as", ">parameters", ">size"], rows));
     println!("{}", modules(artifact));
+    print!("{}", memory(artifact));
+    if args.tensors {
+        println!("\n{}", tensors(artifact));
+    }
+    println!(
+        "\ncode: {} in {} functions; `lapidary disasm` shows them",
+        bytes(code_bytes(artifact)),
+        artifact.steps().len()
+    );
+    let rows = artifact.entries().iter().enumerate().map(|(i, entry)| {
+        let steps = artifact.steps().iter().filter(|s| is_step_of(s, i)).count();
+        vec![entry.name.into(), format!("{:#x}", entry.offset), steps.to_string()]
+    });
+    println!("{}\n", table(&["entry", ">offset", ">steps"], rows));
     let rows = artifact
         .ports()
         .iter()
         .map(|p| vec![p.direction.to_string(), p.name.into(), format!("{} [{}, {}]", p.dtype, p.rows, p.columns)]);
     println!("{}", table(&["", "tensor", "type"], rows));
-    if checked {
+    if args.check {
         println!("\nall checksums and bounds hold");
     }
+}
+
+fn code_bytes(artifact: &Artifact<'_>) -> u64 {
+    artifact.code().len() as u64
+}
+
+/// Whether a function is a step that this entry point computes: it has an op, and is no second version for profiling.
+fn is_step_of(step: &Step<'_>, entry: usize) -> bool {
+    step.entry as usize == entry && !step.op.is_empty() && !step.name.ends_with(" by module")
+}
+
+/// Records of the step table that are positions of the picture's time axis: what `prefill` computes, in order.
+fn time_axis(artifact: &Artifact<'_>) -> Vec<u32> {
+    let prefill = artifact.entries().iter().position(|e| e.name == ENTRY_PREFILL).unwrap_or(usize::MAX);
+    (0..).zip(artifact.steps().iter()).filter(|(_, step)| is_step_of(step, prefill)).map(|(i, _)| i).collect()
+}
+
+/// The memory plan: the arena as a picture, the state as bars.
+fn memory(artifact: &Artifact<'_>) -> String {
+    let axis = time_axis(artifact);
+    let position = |step: u32| axis.partition_point(|at| *at < step).min(axis.len().saturating_sub(1));
+    let buffers = artifact.buffers().iter().map(|b| Buffer {
+        name: b.name,
+        offset: b.offset,
+        bytes: b.bytes,
+        first: position(b.first_step),
+        last: position(b.last_step),
+    });
+    let buffers: Vec<_> = buffers.collect();
+    let picture = Picture::draw(&buffers, axis.len());
+    let step = |at: Option<&u32>| at.and_then(|i| artifact.steps().get(*i as usize)).map_or("", |step| step.name);
+    let plan = artifact.plan();
+    let (arena, state) = (bytes(plan.arena_bytes), bytes(plan.state_bytes));
+    let mut out = format!(
+        "arena: {arena}, at most {} in use at once; {} buffers over {} steps\n{}\nstate: {state}\n",
+        bytes(picture.live_bytes),
+        buffers.len(),
+        axis.len(),
+        picture.render(step(axis.first()), step(axis.last()))
+    );
+    let (families, _) = memory_picture::families(artifact.state_buffers().iter().map(|b| (b.name, b.bytes)));
+    for family in families {
+        // A character is a thirtieth of the state; what is there has at least one.
+        let total = u128::from(family.most_bytes) * family.count as u128;
+        let bar = (30 * total).div_ceil(u128::from(plan.state_bytes.max(1))).min(30) as usize;
+        out.push_str(&format!("  {:<30}  {}\n", "#".repeat(bar), memory_picture::legend(&family)));
+    }
+    out
+}
+
+fn tensors(artifact: &Artifact<'_>) -> comfy_table::Table {
+    let rows = artifact.tensors().iter().map(|t| {
+        let packing = match t.packing {
+            Packing::RowMajor => String::new(),
+            Packing::Panels => format!("panels of {}", t.panel_width),
+        };
+        vec![
+            t.name.into(),
+            t.component.into(),
+            format!("{} [{}, {}]", t.dtype, t.rows, t.cols),
+            packing,
+            t.offset.to_string(),
+            t.bytes.to_string(),
+        ]
+    });
+    table(&["tensor", "component", "type", "packing", ">offset", ">bytes"], rows)
 }
 
 /// One line on module extents.
@@ -107,7 +188,61 @@ fn modules(artifact: &Artifact<'_>) -> String {
     }
 }
 
-fn print_json(artifact: &Artifact<'_>, checked: bool) {
+/// The memory plan, the code map and the layout of the weights, for programs.
+fn details(artifact: &Artifact<'_>, with_tensors: bool) -> serde_json::Map<String, serde_json::Value> {
+    let entries: Vec<_> = artifact.entries().iter().map(|e| json!({ "name": e.name, "offset": e.offset })).collect();
+    let entry = |index: u32| artifact.entries().get(index as usize).map(|e| e.name);
+    let steps = artifact
+        .steps()
+        .iter()
+        .map(|s| json!({ "name": s.name, "op": s.op, "entry": entry(s.entry), "offset": s.offset, "bytes": s.bytes }));
+    let buffers = artifact.buffers().iter().map(|b| {
+        json!({
+            "name": b.name,
+            "offset": b.offset,
+            "bytes": b.bytes,
+            "first_step": b.first_step,
+            "last_step": b.last_step,
+        })
+    });
+    let state = artifact.state_buffers();
+    let state = state.iter().map(|b| json!({ "name": b.name, "offset": b.offset, "bytes": b.bytes }));
+    let modules = || artifact.extents().iter().filter(|e| e.module != NO_INDEX).map(|e| e.bytes);
+    let extents = json!({
+        "count": artifact.extents().len(),
+        "modules": modules().count(),
+        "module_bytes_min": modules().min(),
+        "module_bytes_max": modules().max(),
+        "shared_bytes": artifact.extents().iter().filter(|e| e.module == NO_INDEX).map(|e| e.bytes).sum::<u64>(),
+    });
+    let mut details = serde_json::Map::new();
+    let mut add = |name: &str, value: serde_json::Value| details.insert(name.into(), value);
+    add("stack_bytes", json!(artifact.plan().stack_bytes));
+    add("buffers", buffers.collect());
+    add("state_buffers", state.collect());
+    add("entries", json!(entries));
+    add("steps", steps.collect());
+    add("extents", extents);
+    if with_tensors {
+        let tensors = artifact.tensors().iter().map(|t| {
+            json!({
+                "name": t.name,
+                "component": t.component,
+                "dtype": t.dtype.to_string(),
+                "packing": t.packing.to_string(),
+                "panel_width": t.panel_width,
+                "rows": t.rows,
+                "cols": t.cols,
+                "offset": t.offset,
+                "bytes": t.bytes,
+            })
+        });
+        add("tensors", tensors.collect());
+    }
+    details
+}
+
+fn print_json(artifact: &Artifact<'_>, args: &InspectArgs) {
     let m = artifact.manifest();
     let plan = artifact.plan();
     let sections: Vec<_> = artifact
@@ -140,7 +275,7 @@ fn print_json(artifact: &Artifact<'_>, checked: bool) {
         })
         .collect();
     let config: serde_json::Value = serde_json::from_str(m.source_config).unwrap_or_default();
-    let result = json!({
+    let mut result = json!({
         "schema": "lapidary.inspect/1",
         "model": m.model,
         "head": m.head.to_string(),
@@ -165,7 +300,10 @@ fn print_json(artifact: &Artifact<'_>, checked: bool) {
         "components": components,
         "ports": ports,
         "config": config,
-        "checked": checked,
+        "checked": args.check,
     });
+    if let Some(object) = result.as_object_mut() {
+        object.extend(details(artifact, args.tensors));
+    }
     println!("{result:#}");
 }

@@ -6,6 +6,8 @@ mod compare;
 mod compile;
 #[cfg(feature = "compiler")]
 mod demo;
+#[cfg(feature = "compiler")]
+mod disasm;
 mod inspect;
 mod kernels;
 #[cfg(feature = "compiler")]
@@ -33,6 +35,8 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "profile")]
         Command::Profile(args) => profile::run(&args, ui),
         Command::Inspect(args) => inspect::run(&args, ui),
+        #[cfg(feature = "compiler")]
+        Command::Disasm(args) => disasm::run(&args),
         Command::Compare(args) => compare::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Targets(args) => targets::run(&args),

@@ -1,6 +1,5 @@
 //! `lapidary run`.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -18,7 +17,7 @@ use crate::cli::RunArgs;
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
 use crate::routing::{self, Recording};
-use crate::ui::Ui;
+use crate::ui::{self, Ui};
 
 /// Generates, classifies, embeds, or runs plain tensors.
 pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
@@ -84,21 +83,20 @@ fn continue_text(
     let mut sampler =
         Sampler::new(SamplerOptions { temperature: args.temperature, top_p: args.top_p, seed: args.seed });
     let options = GenerateOptions { max_new: args.max_new, stop_at_end: !args.ignore_eos };
-    let mut out = std::io::stdout().lock();
-    write!(out, "{prompt}")?;
-    out.flush()?;
+    print!("{prompt}");
+    ui::flush_out();
     let start = Instant::now();
     let mut first = None;
     let generated = generate(session, &tokenizer, &mut sampler, prompt, options, &mut |progress| match progress {
         Progress::Called { session, ids } => after_call(session, ids),
         Progress::Text { text, .. } => {
             first.get_or_insert_with(|| start.elapsed());
-            // A closed pipe ends the text, not the program; nothing is lost that could still be shown.
-            let _ = write!(out, "{text}").and_then(|()| out.flush());
+            print!("{text}");
+            ui::flush_out();
         }
     })
     .map_err(text_error)?;
-    writeln!(out)?;
+    println!();
     let total = start.elapsed().as_secs_f64();
     let first = first.map_or(total, |f| f.as_secs_f64());
     let later = generated.tokens.len().saturating_sub(1);

@@ -19,6 +19,7 @@ mod quant_pack;
 mod route;
 mod rows;
 mod select;
+mod stack;
 mod table;
 mod transcendental;
 
@@ -36,9 +37,12 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn run<A>(&self, args: &A) {
+    /// Runs it, and holds the stack it took, which it returns, to its bound.
+    fn run<A>(&self, args: &A) -> u64 {
         // SAFETY: the function was resolved for this machine's features; the tests build valid arguments.
-        unsafe { (self.function)(std::ptr::from_ref(args).cast()) }
+        let stack_bytes = unsafe { stack::call(self.function, std::ptr::from_ref(args).cast()) };
+        stack::check(self, stack_bytes);
+        stack_bytes
     }
 }
 

@@ -12,6 +12,8 @@ pub const TENSOR_ALIGN: u64 = 64;
 pub const EXTENT_ALIGN: u64 = 4096;
 /// Most bytes of arena and of state.
 pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
+/// Most bytes of stack.
+pub const MAX_STACK_BYTES: u64 = 1 << 32;
 /// Name of the entry point for one token.
 pub const ENTRY_DECODE: &str = "decode";
 /// Name of the entry point for any number of tokens.
@@ -177,6 +179,7 @@ impl<'a> Contents<'a> {
         at_most("arena_bytes", MAX_MEMORY_BYTES, plan.arena_bytes).map_err(at)?;
         at_most("state_bytes", MAX_MEMORY_BYTES, plan.state_bytes).map_err(at)?;
         exactly("weights_bytes", weights_bytes, plan.weights_bytes).map_err(at)?;
+        at_most("stack_bytes", MAX_STACK_BYTES, plan.stack_bytes).map_err(at)?;
         for (index, buffer) in self.buffers.iter().enumerate() {
             range("Buffer", buffer.offset, buffer.bytes, plan.arena_bytes)
                 .and_then(|()| at_most("Buffer.first_step", u64::from(buffer.last_step), u64::from(buffer.first_step)))

@@ -54,7 +54,7 @@ pub use builder::{ArtifactBuilder, WeightsWriter, WriteError};
 pub use container::{MAGIC, MAJOR, MAX_SECTIONS, MINOR, SECTION_ALIGN, Section, SectionFlags, SectionKind};
 pub use contents::{
     ENTRY_DECODE, ENTRY_DECODE_PROFILE, ENTRY_PREFILL, ENTRY_PREFILL_PROFILE, EXTENT_ALIGN, MAX_MEMORY_BYTES,
-    TENSOR_ALIGN,
+    MAX_STACK_BYTES, TENSOR_ALIGN,
 };
 pub use error::{Fault, FormatError, Place};
 pub use record::Record;

@@ -201,6 +201,9 @@ records! {
         state_bytes: u64,
         /// Bytes of the weights section.
         weights_bytes: u64,
+        /// Most bytes of stack that one call of an entry point takes: generated code and kernels. What the runtime's
+        /// `parallel_for` and `mark` take comes on top.
+        stack_bytes: u64,
     }
 
     /// An input or output of the model.

@@ -164,9 +164,9 @@ fn with_longer_plan(minor: u8) -> Vec<u8> {
     let tables = u32_at(&old, 0) as usize;
     let first = u32_at(&old, 16) as usize;
     let mut new = old.clone();
-    new.splice(first + 24..first + 24, [0xaa; 8]);
+    new.splice(first + 32..first + 32, [0xaa; 8]);
     put(&mut new, 4, &(u32_at(&old, 4) + 8).to_le_bytes());
-    put(&mut new, 16 + 8, &32_u32.to_le_bytes());
+    put(&mut new, 16 + 8, &40_u32.to_le_bytes());
     for table in 1..tables {
         let at = 16 + 16 * table;
         put(&mut new, at, &(u32_at(&old, at) + 8).to_le_bytes());
@@ -184,7 +184,22 @@ fn a_newer_minor_version_may_append_fields() {
     assert_eq!(*artifact.plan(), plan());
     assert_eq!(artifact.ports().iter().nth(1), Some(logits()));
     let error = Artifact::parse(&with_longer_plan(0)).unwrap_err();
-    assert!(matches!(error.fault, Fault::Exactly { what: "bytes of a record", wanted: 24, found: 32 }));
+    assert!(matches!(error.fault, Fault::Exactly { what: "bytes of a record", wanted: 32, found: 40 }));
+}
+
+#[test]
+fn a_stack_that_no_thread_has_is_an_error() {
+    let with_stack = |stack_bytes: u64| {
+        let mut bytes = artifact();
+        let (_, begin, _) = section(&bytes, SectionKind::Plan);
+        let plan = begin + u32_at(&bytes, begin + 16) as usize;
+        put(&mut bytes, plan + 24, &stack_bytes.to_le_bytes());
+        reseal(&mut bytes);
+        Artifact::parse(&bytes).map(|artifact| artifact.plan().stack_bytes)
+    };
+    assert_eq!(with_stack(MAX_STACK_BYTES), Ok(MAX_STACK_BYTES));
+    let error = with_stack(MAX_STACK_BYTES + 1).unwrap_err();
+    assert!(matches!(error.fault, Fault::AtMost { what: "stack_bytes", .. }), "{error}");
 }
 
 #[test]

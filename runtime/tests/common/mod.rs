@@ -194,7 +194,7 @@ pub fn port(name: &'static str, dtype: Dtype, rows: Rows, columns: u64) -> Port<
 }
 
 pub fn builder(manifest: Manifest<'_>) -> ArtifactBuilder {
-    let plan = Plan { arena_bytes: ARENA, state_bytes: STATE, weights_bytes: 64 };
+    let plan = Plan { arena_bytes: ARENA, state_bytes: STATE, weights_bytes: 64, stack_bytes: 4096 };
     let mut b = ArtifactBuilder::new(manifest, plan);
     b.set_code(code());
     b.push(Entry { name: ENTRY_PREFILL, offset: 0 });

@@ -130,6 +130,7 @@ fn tables(
         arena_bytes: plan.arena_bytes,
         state_bytes: plan.state_bytes,
         weights_bytes: layout.size_bytes(),
+        stack_bytes: program.stack_bytes,
     };
     let mut builder = ArtifactBuilder::new(manifest, sizes);
     for name in &info.domain_names {

@@ -8,13 +8,16 @@
 //! * [`targets`]: what a program may assume of its machine.
 //! * [`layout`]: where packed weights lie.
 //! * [`lower()`]: planned graph → [`Lowered`] → artifact.
+//! * [`disasm`]: an artifact's code as text, with the names of what it calls and reads.
 
 mod artifact;
+pub mod disasm;
 mod emit;
 mod error;
 pub mod layout;
 mod lower;
 pub mod program;
+mod stack;
 pub mod targets;
 
 pub use artifact::{About, Lowered, component_name, lower};

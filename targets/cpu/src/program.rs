@@ -14,6 +14,7 @@ use crate::LowerError;
 use crate::emit::{Emit, FunctionId, KernelImports, new_function};
 use crate::layout::WeightLayout;
 use crate::lower::{Entry, Lowering, Step, Units};
+use crate::stack::{self, Frame};
 use crate::targets::{Architecture, CpuTarget};
 
 /// Alignment of functions in the code section.
@@ -30,6 +31,8 @@ pub struct CodeRange {
     pub offset: usize,
     /// Length.
     pub size_bytes: usize,
+    /// Stack that the function takes, without those it calls.
+    pub frame_bytes: u64,
     /// Entry point that runs it.
     pub entry: Entry,
     /// The node it computes; `None` for functions that only call others, and for second versions of a step.
@@ -47,6 +50,8 @@ pub struct Program {
     pub entries: Vec<(&'static str, usize)>,
     /// Kernels in the order of the context's table.
     pub kernels: Vec<&'static str>,
+    /// Most bytes of stack that one call of an entry point takes: generated code and kernels.
+    pub stack_bytes: u64,
 }
 
 /// A function before it is linked.
@@ -55,6 +60,7 @@ struct Compiled {
     op: String,
     entry: Entry,
     node: Option<u32>,
+    frame_bytes: u64,
     code: Vec<u8>,
     relocations: Vec<Relocation>,
 }
@@ -185,6 +191,11 @@ impl Compiler<'_> {
             .compile(&*self.isa, &mut ControlPlane::default())
             .map_err(|e| LowerError::Codegen { function: name.clone(), message: format!("{:?}", e.inner) })?;
         let code = compiled.code_buffer().to_vec();
+        let frame = compiled.buffer.frame_layout().ok_or_else(|| LowerError::Codegen {
+            function: name.clone(),
+            message: "no frame layout, so the stack it takes is unknown".into(),
+        })?;
+        let frame_bytes = u64::from(frame.frame_to_fp_offset) + stack::LINKAGE_BYTES;
         let relocs = compiled.buffer.relocs().to_vec();
         let relocations = relocs
             .into_iter()
@@ -200,7 +211,7 @@ impl Compiler<'_> {
                 Ok(Relocation { offset: r.offset as usize, kind: r.kind, target, addend: r.addend })
             })
             .collect::<Result<Vec<_>, LowerError>>()?;
-        self.functions.push(Compiled { name, op, entry, node, code, relocations });
+        self.functions.push(Compiled { name, op, entry, node, frame_bytes, code, relocations });
         Ok(id)
     }
 }
@@ -260,7 +271,12 @@ fn link(
     entries: &[(&'static str, FunctionId)],
     kernels: Vec<&'static str>,
 ) -> Result<Program, LowerError> {
-    let mut program = Program { kernels, ..Program::default() };
+    let kernel_bytes =
+        kernels.iter().filter_map(|name| lapidary_kernels::find(name)).map(|row| row.stack_bytes()).max().unwrap_or(0);
+    let callees = |f: &Compiled| f.relocations.iter().map(|r| FunctionId(r.target)).collect();
+    let frames: Vec<_> = functions.iter().map(|f| Frame { bytes: f.frame_bytes, callees: callees(f) }).collect();
+    let stack_bytes = stack::deepest(&frames, kernel_bytes)?;
+    let mut program = Program { kernels, stack_bytes, ..Program::default() };
     let mut starts = Vec::with_capacity(functions.len());
     for f in &functions {
         program.code.resize(program.code.len().next_multiple_of(FUNCTION_ALIGN), 0);
@@ -278,6 +294,7 @@ fn link(
             op: f.op,
             offset: *start,
             size_bytes: f.code.len(),
+            frame_bytes: f.frame_bytes,
             entry: f.entry,
             node: f.node,
         });

@@ -70,7 +70,7 @@ pub fn manifest() -> Manifest<'static> {
 }
 
 pub fn plan() -> Plan {
-    Plan { arena_bytes: 8192, state_bytes: 4096, weights_bytes: WEIGHTS }
+    Plan { arena_bytes: 8192, state_bytes: 4096, weights_bytes: WEIGHTS, stack_bytes: 40_960 }
 }
 
 pub fn logits() -> Port<'static> {
