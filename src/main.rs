@@ -12,6 +12,7 @@ mod failure;
 mod limits;
 #[cfg(feature = "compiler")]
 mod model;
+mod npy;
 mod reference;
 mod ui;
 mod work;

@@ -150,9 +150,7 @@ impl Planned {
                 bytes(splat)
             )));
         }
-        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
-        }
+        create_folder_of(path)?;
         let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
         let read = |weight: WeightId, row: u64, out: &mut [f32]| {
             reader.read_rows(weight, row, out).map_err(|e| io::Error::other(e.to_string()))
@@ -161,6 +159,16 @@ impl Planned {
         let size = lowered.write_file(path, &read, &|done| bar.set_position(done));
         bar.finish_and_clear();
         size.with_context(|| path.display().to_string())
+    }
+}
+
+/// Creates the folder that a result will lie in.
+pub fn create_folder_of(path: &Path) -> anyhow::Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))
+        }
+        None => Ok(()),
     }
 }
 

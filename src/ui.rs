@@ -1,14 +1,10 @@
 //! What the command shows besides its result: progress and log on stderr, tables on stdout.
 
-use std::fs::Permissions;
-use std::io::{self, IsTerminal};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tempfile::NamedTempFile;
 
 use crate::cli::Global;
 
@@ -103,12 +99,6 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Ta
         }
     }
     table
-}
-
-/// A temporary file that will be renamed to a result: readable as any new file is, not by its owner alone.
-pub fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    let permissions = Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".lapidary-").permissions(permissions).tempfile_in(folder)
 }
 
 /// `1.23 MB` (powers of ten, as memory bandwidths and file listings count).
