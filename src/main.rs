@@ -17,11 +17,28 @@ mod reference;
 mod ui;
 mod work;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Printing to a full disk ends the command with an error, and to a closed pipe quietly; `println!` would panic.
+fn end_when_stdout_does() {
+    let panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload_as_str().unwrap_or_default();
+        if !message.starts_with("failed printing to std") {
+            return panic(info);
+        }
+        if !message.contains("Broken pipe") {
+            let _ = writeln!(std::io::stderr(), "error: {message}");
+        }
+        std::process::exit(1);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_when_stdout_does();
     let cli = cli::Cli::parse();
     let ui = ui::Ui::new(&cli.global);
     match commands::run(cli.command, &ui) {
