@@ -27,6 +27,9 @@ fn end_when_stdout_does() {
     let panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload_as_str().unwrap_or_default();
+        if lapidary_runtime::panic_is_contained() {
+            return;
+        }
         if !message.starts_with("failed printing to std") {
             return panic(info);
         }

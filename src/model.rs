@@ -126,7 +126,10 @@ impl Planned {
     pub fn lower(&self) -> anyhow::Result<Lowered<'_>> {
         let work = self.work_per_token();
         let end_token = match &self.model.tokenizer {
-            Some(json) => Tokenizer::from_json(json)?.end_token(),
+            Some(json) => {
+                let tokenizer = Tokenizer::from_json(json);
+                tokenizer.with_context(|| format!("{}: tokenizer.json", self.graph.info.name))?.end_token()
+            }
             None => None,
         };
         let about = About {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{DType, Dim, Graph, Node, NodeId, Operand, Phase, SymbolId, TensorType, Weight, WeightDef, limits};
-use crate::ops::{InferCx, Op, check_schema, mismatch};
+use crate::ops::{InferCx, Op, check_schema, mismatch, shortened};
 
 /// What is wrong with a graph, and where: `place: what: wanted …, found …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -317,7 +317,7 @@ impl Graph {
 }
 
 fn error(place: String, message: String) -> VerifyError {
-    VerifyError { place, message }
+    VerifyError { place: shortened(place), message: shortened(message) }
 }
 
 /// Letters, digits and `_`, not starting with a digit.
