@@ -20,7 +20,7 @@ const MAX_STEPS: usize = 64;
 /// Tokens that post-processing may add to a text.
 const MAX_ADDED_IDS: usize = 1024;
 /// Longest fixed length that a text may be padded to.
-const MAX_PADDING: u64 = 1 << 20;
+const MAX_PADDING: u64 = 1 << 14;
 /// Bytes of all regular expressions together.
 const MAX_PATTERN_BYTES: usize = 2048;
 /// Memory of a part of a compiled regular expression.
