@@ -218,7 +218,6 @@ fn options_that_ask_for_too_much_are_refused() {
     for option in ["--max-tokens", "--chunk-tokens"] {
         fails(&["compile", model, "--dry-run", option, most], 2, &[option]);
         fails(&["compile", model, "--dry-run", option, "0"], 2, &[option]);
-        fails(&["compile", model, "--dry-run", option, "-1"], 2, &[option]);
     }
     for name in ["", "..", "../../etc", "gem-tiny/", "GEM-TINY", "gem-tiny\n", &"x".repeat(100_000)] {
         let (code, stderr) = bounded(&["compile", &format!("preset:{name}"), "--dry-run"]);

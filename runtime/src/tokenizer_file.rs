@@ -30,7 +30,7 @@ const MAX_PATTERN_MEMORY_BYTES: usize = 1 << 20;
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct File<'a> {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Value::is_null")]
     version: Value,
     #[serde(default)]
     truncation: Value,

@@ -9,21 +9,21 @@ use std::path::Path;
 use lapidary_compiler::import::{ImportOptions, ImportedModel, load};
 use lapidary_compiler::ir::{Graph, WeightDef, WeightReader, parse};
 use lapidary_compiler::passes::{PassContext, Recipe, run_pipeline};
-use lapidary_compiler::plan::cost;
+use lapidary_compiler::plan::{Plan, cost};
 use lapidary_format::Artifact;
 use lapidary_runtime::{ArtifactFile, Tokenizer};
-use lapidary_target_cpu::{About, CpuTarget, lower};
 
 use crate::difference::{Boundary, Comparison, Tolerance};
 use crate::reference::{self, Rows};
 
-type Outcome = Result<bool, String>;
+/// See above.
+pub type Outcome = Result<bool, String>;
 
 /// Longest message: a hostile file's text is quoted in part only.
 const MAX_MESSAGE_BYTES: usize = 4000;
 
 /// An error that says something, and not too much.
-fn refused(error: &dyn Display) -> Outcome {
+pub fn refused(error: &dyn Display) -> Outcome {
     let text = error.to_string();
     match text.len() {
         10..=MAX_MESSAGE_BYTES => Ok(false),
@@ -106,7 +106,7 @@ pub fn folder(folder: &Path, damaged: &Path) -> Outcome {
     match load(&folder.to_string_lossy(), &ImportOptions::default()) {
         Ok(model) => {
             read_weights(&model)?;
-            compile(model.graph, false).map(|_| true)
+            planned(model.graph, |_, _| Ok(true)).map(|_| true)
         }
         Err(error) => refused_file(&error, damaged),
     }
@@ -124,21 +124,26 @@ fn read_weights(model: &ImportedModel) -> Result<(), String> {
     Ok(())
 }
 
-/// Text, verifier, passes, plan, and code when `lower` says so.
-pub fn lir(bytes: &[u8], lower: bool) -> Outcome {
+/// Text, verifier, passes, plan.
+pub fn lir(bytes: &[u8]) -> Outcome {
+    lir_graph(bytes, |_, _| Ok(true))
+}
+
+/// [`lir`], and what `then` does with the plan.
+pub fn lir_graph(bytes: &[u8], then: impl FnOnce(&Graph, &Plan) -> Outcome) -> Outcome {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(false) };
     let graph = match parse(text) {
         Ok(graph) => graph,
         Err(error) => return refused(&error),
     };
     match graph.verify() {
-        Ok(()) => compile(graph, lower),
+        Ok(()) => planned(graph, then),
         Err(error) => refused(&error),
     }
 }
 
-/// Passes, plan and, with `code`, code; each may refuse.
-fn compile(mut graph: Graph, code: bool) -> Outcome {
+/// Passes and plan, which may refuse.
+fn planned(mut graph: Graph, then: impl FnOnce(&Graph, &Plan) -> Outcome) -> Outcome {
     std::hint::black_box(cost::weight_bytes(&graph));
     let max_tokens = graph.info.max_position_embeddings;
     if max_tokens == 0 {
@@ -153,17 +158,7 @@ fn compile(mut graph: Graph, code: bool) -> Outcome {
     };
     std::hint::black_box(cost::decode_work(&graph, plan.max_tokens - 1));
     std::hint::black_box(cost::prefill_work(&graph, 1));
-    if !code {
-        return Ok(true);
-    }
-    let target = CpuTarget::by_name("x86-64-v3").expect("a target");
-    match lower(&graph, &plan, &target, &About::default()) {
-        Ok(lowered) => {
-            std::hint::black_box(lowered.layout().size_bytes());
-            Ok(true)
-        }
-        Err(error) => refused(&error),
-    }
+    then(&graph, &plan)
 }
 
 /// Text that exercises words, digits, spaces, special tokens, and characters of one to four bytes.

@@ -9,6 +9,7 @@
 //! runs that one, says what was done to the file, and keeps the file. `LAPIDARY_TEST=full` runs 100 times as many cases.
 
 mod allocation;
+mod compiled;
 mod consume;
 #[path = "../../src/difference.rs"]
 #[allow(dead_code, reason = "the command's, in part")]
@@ -36,7 +37,7 @@ use std::time::{Duration, Instant};
 use lapidary_format::{Artifact, SectionKind};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use mutate::{Random, Subject, damaged};
+use mutate::{Random, Subject, damaged, reseal};
 
 #[global_allocator]
 static ALLOCATOR: allocation::Counting = allocation::Counting;
@@ -47,6 +48,9 @@ const HANG: Duration = Duration::from_secs(120);
 const WORKER: &str = "LAPIDARY_HOSTILE_WORKER";
 /// `FORMAT:CASE` to run alone.
 const REPLAY: &str = "LAPIDARY_HOSTILE";
+
+/// Folder to write the good files to, one folder per fuzz target.
+const SEEDS: &str = "LAPIDARY_SEEDS";
 
 /// One damaged file and what came of it.
 struct Case {
@@ -107,6 +111,9 @@ fn main() -> ExitCode {
     }
     if let Ok(case) = std::env::var(REPLAY) {
         return replay(&case);
+    }
+    if let Ok(folder) = std::env::var(SEEDS) {
+        return write_seeds(Path::new(&folder));
     }
     let trials = FORMATS.iter().map(|format| Trial::test(format.name, || supervise(format))).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -268,7 +275,7 @@ fn model_in(folder: &Path, variant: usize) -> (PathBuf, Vec<u8>) {
     let model = folder.join(format!("model-{variant}"));
     std::fs::create_dir_all(&model).expect("a writable folder");
     fixtures::write_model(&model, &fixtures::VARIANTS[variant]);
-    let artifact = fixtures::artifact(&model);
+    let artifact = compiled::artifact(&model);
     (model, artifact)
 }
 
@@ -326,35 +333,6 @@ fn artifact_resealed(folder: &Path) -> Cases {
         reseal(&mut bytes, random.below(2) == 0);
         read(bytes, damage, consume::artifact)
     })
-}
-
-/// Makes the checksums right, and the length in the header if asked to.
-fn reseal(file: &mut [u8], length: bool) {
-    let word =
-        |file: &[u8], at: usize| file.get(at..).and_then(|rest| rest.first_chunk()).map(|b| u64::from_le_bytes(*b));
-    let put = |file: &mut [u8], at: usize, value: &[u8]| {
-        if let Some(place) = file.get_mut(at..at + value.len()) {
-            place.copy_from_slice(value);
-        }
-    };
-    if length {
-        let len = file.len() as u64;
-        put(file, 16, &len.to_le_bytes());
-    }
-    let sections = file.get(12..16).map_or(0, |b| u32::from_le_bytes(b.try_into().expect("4 bytes"))).min(64) as usize;
-    for row in (0..sections).map(|index| 64 + 32 * index) {
-        let (Some(begin), Some(len)) = (word(file, row + 8), word(file, row + 16)) else { continue };
-        let contents = file.get(begin as usize..).and_then(|rest| rest.get(..len as usize)).map(crc32fast::hash);
-        if let Some(crc) = contents {
-            put(file, row + 24, &crc.to_le_bytes());
-        }
-    }
-    if let Some(crc) = file.get(64..64 + 32 * sections).map(crc32fast::hash) {
-        put(file, 24, &crc.to_le_bytes());
-    }
-    if let Some(crc) = file.get(..60).map(crc32fast::hash) {
-        put(file, 60, &crc.to_le_bytes());
-    }
 }
 
 /// Both kinds as files, mapped, with what the runtime makes of the tokenizer.
@@ -447,15 +425,15 @@ fn tokenizer(_: &Path) -> Cases {
 }
 
 fn lir_texts(folder: &Path) -> Vec<Vec<u8>> {
-    fixtures::lir(&model_in(folder, 0).0).into_iter().map(String::into_bytes).collect()
+    compiled::lir(&model_in(folder, 0).0).into_iter().map(String::into_bytes).collect()
 }
 
 fn lir(folder: &Path) -> Cases {
-    in_memory("lir", lir_texts(folder), true, |bytes| consume::lir(bytes, false))
+    in_memory("lir", lir_texts(folder), true, consume::lir)
 }
 
 fn lir_code(folder: &Path) -> Cases {
-    in_memory("lir-code", lir_texts(folder), true, |bytes| consume::lir(bytes, true))
+    in_memory("lir-code", lir_texts(folder), true, compiled::lir_code)
 }
 
 fn npy(_: &Path) -> Cases {
@@ -464,4 +442,27 @@ fn npy(_: &Path) -> Cases {
 
 fn npz(_: &Path) -> Cases {
     in_memory("npz", vec![fixtures::npz()], false, consume::npz)
+}
+
+/// The good files, for the fuzz targets to begin with.
+fn write_seeds(to: &Path) -> ExitCode {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, artifact) = model_in(folder.path(), 0);
+    let file = |name: &str| vec![std::fs::read(model.join(name)).expect("a file")];
+    for (target, files) in [
+        ("artifact", vec![artifact]),
+        ("safetensors", file("model.safetensors")),
+        ("config", file("config.json")),
+        ("tokenizer", fixtures::tokenizers().into_iter().map(String::into_bytes).collect()),
+        ("lir", lir_texts(folder.path())),
+        ("npy", vec![fixtures::npy()]),
+        ("npz", vec![fixtures::npz()]),
+    ] {
+        let to = to.join(target);
+        std::fs::create_dir_all(&to).expect("a writable folder");
+        for (i, bytes) in files.iter().enumerate() {
+            std::fs::write(to.join(format!("seed-{i}")), bytes).expect("a writable folder");
+        }
+    }
+    ExitCode::SUCCESS
 }

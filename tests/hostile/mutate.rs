@@ -216,3 +216,32 @@ fn damage_text(bytes: &mut Vec<u8>, random: &mut Random) -> String {
         }
     }
 }
+
+/// Makes an artifact's checksums right, and the length in its header if asked to, so that the checks behind them are reached.
+pub fn reseal(file: &mut [u8], length: bool) {
+    let word =
+        |file: &[u8], at: usize| file.get(at..).and_then(|rest| rest.first_chunk()).map(|b| u64::from_le_bytes(*b));
+    let put = |file: &mut [u8], at: usize, value: &[u8]| {
+        if let Some(place) = file.get_mut(at..at + value.len()) {
+            place.copy_from_slice(value);
+        }
+    };
+    if length {
+        let len = file.len() as u64;
+        put(file, 16, &len.to_le_bytes());
+    }
+    let sections = file.get(12..16).map_or(0, |b| u32::from_le_bytes(b.try_into().expect("4 bytes"))).min(64) as usize;
+    for row in (0..sections).map(|index| 64 + 32 * index) {
+        let (Some(begin), Some(len)) = (word(file, row + 8), word(file, row + 16)) else { continue };
+        let contents = file.get(begin as usize..).and_then(|rest| rest.get(..len as usize)).map(crc32fast::hash);
+        if let Some(crc) = contents {
+            put(file, row + 24, &crc.to_le_bytes());
+        }
+    }
+    if let Some(crc) = file.get(64..64 + 32 * sections).map(crc32fast::hash) {
+        put(file, 24, &crc.to_le_bytes());
+    }
+    if let Some(crc) = file.get(..60).map(crc32fast::hash) {
+        put(file, 60, &crc.to_le_bytes());
+    }
+}
