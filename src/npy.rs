@@ -220,6 +220,11 @@ pub fn archive(file: &[u8]) -> anyhow::Result<Vec<(String, &[u8])>> {
         let (flags, method, crc) = (u16_at(file, at + 8)?, u16_at(file, at + 10)?, u32_at(file, at + 16)?);
         let (stored, bytes) = (u32_at(file, at + 20)?, u32_at(file, at + 24)? as usize);
         let name_bytes = usize::from(u16_at(file, at + 28)?);
+        ensure!(
+            name_bytes <= MAX_NAME_BYTES,
+            "byte {}: name of an array: wanted at most {MAX_NAME_BYTES} bytes, found {name_bytes}",
+            at + 28
+        );
         let skip = usize::from(u16_at(file, at + 30)?) + usize::from(u16_at(file, at + 32)?);
         let begin = u32_at(file, at + 42)? as usize;
         let name = file.get(at + 46..at + 46 + name_bytes).context("name of an array: wanted it, found the end")?;
@@ -248,6 +253,8 @@ pub fn archive(file: &[u8]) -> anyhow::Result<Vec<(String, &[u8])>> {
     Ok(out)
 }
 
+/// Longest name of an array, which errors quote.
+const MAX_NAME_BYTES: usize = 200;
 const END_OF_DIRECTORY: &[u8] = b"PK\x05\x06";
 const END_BYTES: usize = 22;
 const DIRECTORY_ENTRY: &[u8] = b"PK\x01\x02";
@@ -293,4 +300,92 @@ pub fn read_file(path: &Path, max_bytes: u64) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(found as usize);
     File::open(path).with_context(place)?.take(max_bytes).read_to_end(&mut bytes).with_context(place)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn npy(version: u8, header: &str, data: &[u8]) -> Vec<u8> {
+        let mut file = MAGIC.to_vec();
+        file.extend([version, 0]);
+        match version {
+            1 => file.extend((header.len() as u16).to_le_bytes()),
+            _ => file.extend((header.len() as u32).to_le_bytes()),
+        }
+        file.extend(header.as_bytes());
+        file.extend(data);
+        file
+    }
+
+    #[track_caller]
+    fn refused(file: &[u8], names: &str) {
+        let error = parse(file).expect_err("a broken file").to_string();
+        assert!(error.contains(names), "wanted `{names}` in {error}");
+        assert!(error.len() < 300, "{error}");
+    }
+
+    #[test]
+    fn arrays_are_read_in_both_orders() {
+        let data: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        for version in 1..=3 {
+            let rows = npy(version, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }   \n", &data);
+            assert_eq!(parse(&rows).unwrap().floats().unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        }
+        let columns = npy(1, "{\"shape\":(2,3),\"fortran_order\":True,\"descr\":\"<f4\"}", &data);
+        assert_eq!(parse(&columns).unwrap().floats().unwrap(), [1.0, 3.0, 5.0, 2.0, 4.0, 6.0]);
+        let bytes = npy(1, "{'descr': '|u1', 'fortran_order': False, 'shape': (2,)}", &[7, 255]);
+        assert_eq!(parse(&bytes).unwrap().floats().unwrap(), [7.0, 255.0]);
+        assert!(parse(&bytes).unwrap().integers().is_err());
+    }
+
+    #[test]
+    fn headers_that_ask_for_too_much_are_refused() {
+        let mut huge = npy(2, "", &[]);
+        huge[8..12].fill(0xff);
+        refused(&huge, "length of the header");
+        refused(&npy(1, &"(".repeat(9000), &[]), "header, byte 0");
+        refused(&npy(1, &format!("{{'shape': {}", "(".repeat(9000)), &[]), "a dimension");
+        let shape =
+            |shape: &str| npy(1, &format!("{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}"), &[0; 16]);
+        assert!(parse(&shape("(2,)")).is_ok());
+        refused(&shape("(3,)"), "wanted 24 bytes");
+        refused(&shape("(1000000000000,)"), "wanted 8000000000000 bytes");
+        refused(&shape("(4294967296, 4294967296)"), "at most 64 bits");
+        refused(&shape("(99999999999999999999,)"), "a dimension");
+        refused(&shape("()"), "dimensions");
+        refused(&shape("(1, 1, 2)"), "dimensions");
+        refused(&shape("(2,), 'shape': (2,)"), "twice");
+    }
+
+    #[test]
+    fn archives_are_what_their_directory_says() {
+        use ndarray_npy::NpzWriter;
+
+        let mut npz = NpzWriter::new(std::io::Cursor::new(Vec::new()));
+        npz.add_array("a", &ndarray::Array1::from(vec![1_i64, 2])).unwrap();
+        npz.add_array("b", &ndarray::Array1::from(vec![0.5_f32; 500])).unwrap();
+        let good = npz.finish().unwrap().into_inner();
+        let arrays = archive(&good).unwrap();
+        assert_eq!(arrays.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(parse(arrays[0].1).unwrap().integers().unwrap(), [1, 2]);
+
+        // The directory's second entry many times over: each is right by itself.
+        let end = end_of_directory(&good).unwrap();
+        let second = good[..end].windows(4).rposition(|w| w == DIRECTORY_ENTRY).unwrap();
+        let entry = good[second..end].to_vec();
+        let mut bomb = good[..end].to_vec();
+        (0..200).for_each(|_| bomb.extend(&entry));
+        let mut tail = good[end..].to_vec();
+        tail[10..12].copy_from_slice(&202_u16.to_le_bytes());
+        bomb.extend(tail);
+        let error = archive(&bomb).unwrap_err().to_string();
+        assert!(error.contains("overlap"), "{error}");
+        let mut damaged = good.clone();
+        damaged[100] ^= 1;
+        assert!(archive(&damaged).unwrap_err().to_string().contains("checksum"));
+        let mut compressed = good.clone();
+        compressed[second + 10] = 8;
+        assert!(archive(&compressed).unwrap_err().to_string().contains("numpy.savez"));
+    }
 }

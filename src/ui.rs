@@ -36,10 +36,12 @@ impl Ui {
 
     /// An error with its causes.
     pub fn error(&self, error: &anyhow::Error) {
-        eprintln!("error: {error}");
-        let mut last = error.to_string();
+        // A file's text, quoted in an error, may be as long as the file.
+        let short = |text: String| text.chars().take(4000).collect::<String>();
+        let mut last = short(error.to_string());
+        eprintln!("error: {last}");
         for cause in error.chain().skip(1) {
-            let text = cause.to_string();
+            let text = short(cause.to_string());
             if !last.contains(&text) {
                 eprintln!("  because: {text}");
             }
