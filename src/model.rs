@@ -120,7 +120,10 @@ impl Planned {
     pub fn lower(&self) -> anyhow::Result<Lowered<'_>> {
         let work = self.work_per_token();
         let end_token = match &self.model.tokenizer {
-            Some(json) => Tokenizer::from_json(json)?.end_token(),
+            Some(json) => {
+                let tokenizer = Tokenizer::from_json(json);
+                tokenizer.with_context(|| format!("{}: tokenizer.json", self.graph.info.name))?.end_token()
+            }
             None => None,
         };
         let about = About {
@@ -144,14 +147,22 @@ impl Planned {
                 bytes(splat)
             )));
         }
-        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
-        }
+        create_folder_of(path)?;
         let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
         let bar = ui.bytes_bar("weights", lowered.layout().size_bytes());
         let size = lowered.write_file(path, &reader, &|done| bar.set_position(done));
         bar.finish_and_clear();
         size.with_context(|| path.display().to_string())
+    }
+}
+
+/// Creates the folder that a result will lie in.
+pub fn create_folder_of(path: &Path) -> anyhow::Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))
+        }
+        None => Ok(()),
     }
 }
 

@@ -21,7 +21,8 @@ impl KernelOp {
         match self {
             KernelOp::AttendRange | KernelOp::AttendClustered => ATTENTION_BYTES,
             KernelOp::Gemm | KernelOp::Gemv | KernelOp::GemmSwiglu | KernelOp::GemvSwiglu => PRODUCTS_BYTES,
-            KernelOp::RmsNorm
+            KernelOp::QuantizeRows
+            | KernelOp::RmsNorm
             | KernelOp::Softmax
             | KernelOp::Silu
             | KernelOp::Gelu
