@@ -192,6 +192,12 @@ macro_rules! compile {
     (Neon $name:ident $kernel:expr) => {
         compile!(@simd "aarch64", Neon, "neon", $name, $kernel);
     };
+    (Dotprod $name:ident $kernel:expr) => {
+        compile!(@simd "aarch64", Dotprod, "neon,dotprod", $name, $kernel);
+    };
+    (I8mm $name:ident $kernel:expr) => {
+        compile!(@simd "aarch64", I8mm, "neon,dotprod,i8mm", $name, $kernel);
+    };
     (Avx2 $name:ident $kernel:expr) => {
         compile!(@simd "x86_64", Avx2, "avx,avx2,fma,f16c", $name, $kernel);
     };
@@ -225,6 +231,12 @@ macro_rules! pointer {
         Some($name as KernelFn)
     };
     (Neon $name:ident) => {
+        pointer!(@simd "aarch64", $name)
+    };
+    (Dotprod $name:ident) => {
+        pointer!(@simd "aarch64", $name)
+    };
+    (I8mm $name:ident) => {
         pointer!(@simd "aarch64", $name)
     };
     ($x86:ident $name:ident) => {
@@ -325,48 +337,72 @@ kernel_table! {
         Avx512Vnni (12, 32, 4) gemm_i8_i8_12x32_avx512vnni = quant::gemm::<_, I8, 12, 2>;
         AvxVnni (6, 16, 4) gemm_i8_i8_6x16_avxvnni = quant::gemm::<_, I8, 6, 2>;
         Avx2 (5, 16, 4) gemm_i8_i8_5x16_avx2 = quant::gemm::<_, I8, 5, 2>;
+        I8mm (8, 8, 8) gemm_i8_i8_8x8_i8mm = quant::gemm::<_, I8, 8, 2>;
+        Dotprod (8, 8, 4) gemm_i8_i8_8x8_dotprod = quant::gemm::<_, I8, 8, 2>;
+        Neon (4, 8, 16) gemm_i8_i8_4x8_neon = quant::gemm::<_, I8, 4, 2>;
         Scalar (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
     }
     Gemm I4 "c (+)= scale · a·wᵀ, a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_i8_i4_12x32_avx512vnni = quant::gemm::<_, I4, 12, 2>;
         AvxVnni (5, 16, 4) gemm_i8_i4_5x16_avxvnni = quant::gemm::<_, I4, 5, 2>;
         Avx2 (4, 16, 4) gemm_i8_i4_4x16_avx2 = quant::gemm::<_, I4, 4, 2>;
+        I8mm (8, 8, 8) gemm_i8_i4_8x8_i8mm = quant::gemm::<_, I4, 8, 2>;
+        Dotprod (8, 8, 4) gemm_i8_i4_8x8_dotprod = quant::gemm::<_, I4, 8, 2>;
+        Neon (4, 8, 16) gemm_i8_i4_4x8_neon = quant::gemm::<_, I4, 4, 2>;
         Scalar (4, 8, 4) gemm_i8_i4_4x8_scalar = quant::gemm::<_, I4, 4, 8>;
     }
     Gemv I8 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_i8_i8_1x32_avx512vnni = quant::gemv::<_, I8, 2>;
         AvxVnni (1, 16, 4) gemv_i8_i8_1x16_avxvnni = quant::gemv::<_, I8, 2>;
         Avx2 (1, 16, 4) gemv_i8_i8_1x16_avx2 = quant::gemv::<_, I8, 2>;
+        I8mm (1, 8, 8) gemv_i8_i8_1x8_i8mm = quant::gemv::<_, I8, 2>;
+        Dotprod (1, 8, 4) gemv_i8_i8_1x8_dotprod = quant::gemv::<_, I8, 2>;
+        Neon (1, 8, 16) gemv_i8_i8_1x8_neon = quant::gemv::<_, I8, 2>;
         Scalar (1, 8, 4) gemv_i8_i8_1x8_scalar = quant::gemv::<_, I8, 8>;
     }
     Gemv I4 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_i8_i4_1x32_avx512vnni = quant::gemv::<_, I4, 2>;
         AvxVnni (1, 16, 4) gemv_i8_i4_1x16_avxvnni = quant::gemv::<_, I4, 2>;
         Avx2 (1, 16, 4) gemv_i8_i4_1x16_avx2 = quant::gemv::<_, I4, 2>;
+        I8mm (1, 8, 8) gemv_i8_i4_1x8_i8mm = quant::gemv::<_, I4, 2>;
+        Dotprod (1, 8, 4) gemv_i8_i4_1x8_dotprod = quant::gemv::<_, I4, 2>;
+        Neon (1, 8, 16) gemv_i8_i4_1x8_neon = quant::gemv::<_, I4, 2>;
         Scalar (1, 8, 4) gemv_i8_i4_1x8_scalar = quant::gemv::<_, I4, 8>;
     }
     GemmSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i8_12x32_avx512vnni = quant::gemm_swiglu::<_, I8, 12, 2>;
         AvxVnni (6, 16, 4) gemm_swiglu_i8_i8_6x16_avxvnni = quant::gemm_swiglu::<_, I8, 6, 2>;
         Avx2 (5, 16, 4) gemm_swiglu_i8_i8_5x16_avx2 = quant::gemm_swiglu::<_, I8, 5, 2>;
+        I8mm (8, 8, 8) gemm_swiglu_i8_i8_8x8_i8mm = quant::gemm_swiglu::<_, I8, 8, 2>;
+        Dotprod (8, 8, 4) gemm_swiglu_i8_i8_8x8_dotprod = quant::gemm_swiglu::<_, I8, 8, 2>;
+        Neon (4, 8, 16) gemm_swiglu_i8_i8_4x8_neon = quant::gemm_swiglu::<_, I8, 4, 2>;
         Scalar (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
     }
     GemmSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i4_12x32_avx512vnni = quant::gemm_swiglu::<_, I4, 12, 2>;
         AvxVnni (5, 16, 4) gemm_swiglu_i8_i4_5x16_avxvnni = quant::gemm_swiglu::<_, I4, 5, 2>;
         Avx2 (4, 16, 4) gemm_swiglu_i8_i4_4x16_avx2 = quant::gemm_swiglu::<_, I4, 4, 2>;
+        I8mm (8, 8, 8) gemm_swiglu_i8_i4_8x8_i8mm = quant::gemm_swiglu::<_, I4, 8, 2>;
+        Dotprod (8, 8, 4) gemm_swiglu_i8_i4_8x8_dotprod = quant::gemm_swiglu::<_, I4, 8, 2>;
+        Neon (4, 8, 16) gemm_swiglu_i8_i4_4x8_neon = quant::gemm_swiglu::<_, I4, 4, 2>;
         Scalar (4, 8, 4) gemm_swiglu_i8_i4_4x8_scalar = quant::gemm_swiglu::<_, I4, 4, 8>;
     }
     GemvSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i8_1x32_avx512vnni = quant::gemv_swiglu::<_, I8, 2>;
         AvxVnni (1, 16, 4) gemv_swiglu_i8_i8_1x16_avxvnni = quant::gemv_swiglu::<_, I8, 2>;
         Avx2 (1, 16, 4) gemv_swiglu_i8_i8_1x16_avx2 = quant::gemv_swiglu::<_, I8, 2>;
+        I8mm (1, 8, 8) gemv_swiglu_i8_i8_1x8_i8mm = quant::gemv_swiglu::<_, I8, 2>;
+        Dotprod (1, 8, 4) gemv_swiglu_i8_i8_1x8_dotprod = quant::gemv_swiglu::<_, I8, 2>;
+        Neon (1, 8, 16) gemv_swiglu_i8_i8_1x8_neon = quant::gemv_swiglu::<_, I8, 2>;
         Scalar (1, 8, 4) gemv_swiglu_i8_i8_1x8_scalar = quant::gemv_swiglu::<_, I8, 8>;
     }
     GemvSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i4_1x32_avx512vnni = quant::gemv_swiglu::<_, I4, 2>;
         AvxVnni (1, 16, 4) gemv_swiglu_i8_i4_1x16_avxvnni = quant::gemv_swiglu::<_, I4, 2>;
         Avx2 (1, 16, 4) gemv_swiglu_i8_i4_1x16_avx2 = quant::gemv_swiglu::<_, I4, 2>;
+        I8mm (1, 8, 8) gemv_swiglu_i8_i4_1x8_i8mm = quant::gemv_swiglu::<_, I4, 2>;
+        Dotprod (1, 8, 4) gemv_swiglu_i8_i4_1x8_dotprod = quant::gemv_swiglu::<_, I4, 2>;
+        Neon (1, 8, 16) gemv_swiglu_i8_i4_1x8_neon = quant::gemv_swiglu::<_, I4, 2>;
         Scalar (1, 8, 4) gemv_swiglu_i8_i4_1x8_scalar = quant::gemv_swiglu::<_, I4, 8>;
     }
     QuantizeRows None "q = round(x · 127 / amax), scale = amax / 127" {

@@ -2,7 +2,7 @@
 
 use crate::Work;
 use lapidary_kernels::args::*;
-use lapidary_kernels::{KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, packed_bytes, quantized_row_bytes, select};
+use lapidary_kernels::{KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, packed_bytes, quantized_row_bytes};
 use std::ptr::{from_ref, null};
 
 /// Hidden size.
@@ -243,7 +243,7 @@ fn embed(row: &KernelRow, function: KernelFn) -> Work {
 
 /// Layout of the GEMM that dispatch picks here.
 fn find_layout(weight: WeightType) -> Option<QuantLayout> {
-    let row = select(KernelOp::Gemm, &crate::here(), weight)?;
+    let row = lapidary_kernels::select(KernelOp::Gemm, &crate::here(), weight)?;
     row.quant_layout(group(row))
 }
 

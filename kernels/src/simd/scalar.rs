@@ -193,6 +193,11 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    fn unknown(self, x: [u8; 4]) -> [u8; 4] {
+        core::hint::black_box(x)
+    }
+
+    #[inline(always)]
     fn halves(self, w: [u8; 4]) -> ([u8; 4], [u8; 4]) {
         let word = u32::from_ne_bytes(w);
         ((word & 0x0f0f_0f0f).to_ne_bytes(), (word >> 4 & 0x0f0f_0f0f).to_ne_bytes())

@@ -53,8 +53,18 @@ dots_by_lanes!(Avx512Vnni: Avx512, int4 vectors 1);
 macro_rules! lanes {
     (
         zero = $zero:ident, add = $add:ident, to_float = $to_float:ident, splat = $splat:ident, load = $load:ident,
-        splat8 = $splat8:ident, and = $and:ident, shift = $shift:ident
+        splat8 = $splat8:ident, and = $and:ident, shift = $shift:ident, register = $register:ident
     ) => {
+        #[inline(always)]
+        fn unknown(self, x: Self::W) -> Self::W {
+            let mut x = x;
+            // SAFETY: no instruction; the token proves that the register exists.
+            unsafe {
+                core::arch::asm!("/* {0} */", inout($register) x, options(pure, nomem, nostack, preserves_flags));
+            }
+            x
+        }
+
         #[inline(always)]
         fn zero(self) -> Self::I {
             // SAFETY: register arithmetic; the token proves the instruction set.
@@ -144,7 +154,7 @@ impl Lanes for Avx2 {
     lanes! {
         zero = _mm256_setzero_si256, add = _mm256_add_epi32, to_float = _mm256_cvtepi32_ps,
         splat = _mm256_set1_epi32, load = _mm256_loadu_si256, splat8 = _mm256_set1_epi8,
-        and = _mm256_and_si256, shift = _mm256_srli_epi16
+        and = _mm256_and_si256, shift = _mm256_srli_epi16, register = ymm_reg
     }
 
     #[inline(always)]
@@ -194,7 +204,7 @@ impl Lanes for AvxVnni {
     lanes! {
         zero = _mm256_setzero_si256, add = _mm256_add_epi32, to_float = _mm256_cvtepi32_ps,
         splat = _mm256_set1_epi32, load = _mm256_loadu_si256, splat8 = _mm256_set1_epi8,
-        and = _mm256_and_si256, shift = _mm256_srli_epi16
+        and = _mm256_and_si256, shift = _mm256_srli_epi16, register = ymm_reg
     }
     vnni!(_mm256_set1_epi32, _mm256_add_epi32, _mm256_dpbusd_avx_epi32);
 }
@@ -207,7 +217,7 @@ impl Lanes for Avx512Vnni {
     lanes! {
         zero = _mm512_setzero_si512, add = _mm512_add_epi32, to_float = _mm512_cvtepi32_ps,
         splat = _mm512_set1_epi32, load = _mm512_loadu_si512, splat8 = _mm512_set1_epi8,
-        and = _mm512_and_si512, shift = _mm512_srli_epi16
+        and = _mm512_and_si512, shift = _mm512_srli_epi16, register = zmm_reg
     }
     vnni!(_mm512_set1_epi32, _mm512_add_epi32, _mm512_dpbusd_epi32);
 }
