@@ -7,7 +7,7 @@
 use crate::args::KernelFn;
 use crate::features::{FeatureSet, Isa};
 use crate::quant::{self, I4, I8, QuantLayout};
-use crate::simd::{F16, F32};
+use crate::simd::{Codes, F16, F32};
 use crate::{attend, embed, gemm, route, rows, select as policy};
 
 /// The operations, each with the name that begins its kernels' names.
@@ -97,10 +97,10 @@ kernel_ops! {
     MeanRows = "mean_rows";
 }
 
-/// How the weights or the table that a kernel reads are stored.
+/// How the weights, the table or the KV cache of a kernel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WeightType {
-    /// The kernel reads none.
+    /// The kernel has none, or a cache of plain f32.
     None,
     /// IEEE binary32.
     F32,
@@ -456,17 +456,53 @@ kernel_table! {
     CopyRows None "y = x, strided runs" {
         Scalar (0, 0) copy_rows_scalar = rows::copy_rows;
     }
+    CopyRows F16 "y = x as binary16, strided runs" {
+        Avx512 (0, 0) copy_rows_f32_f16_avx512 = rows::copy_rows_f16;
+        Avx2 (0, 0) copy_rows_f32_f16_avx2 = rows::copy_rows_f16;
+        Neon (0, 0) copy_rows_f32_f16_neon = rows::copy_rows_f16;
+        Scalar (0, 0) copy_rows_f32_f16_scalar = rows::copy_rows_f16;
+    }
+    CopyRows I8 "y = x as codes and scale, strided runs" {
+        Avx512 (0, 0) copy_rows_f32_i8_avx512 = rows::copy_rows_i8;
+        Avx2 (0, 0) copy_rows_f32_i8_avx2 = rows::copy_rows_i8;
+        Neon (0, 0) copy_rows_f32_i8_neon = rows::copy_rows_i8;
+        Scalar (0, 0) copy_rows_f32_i8_scalar = rows::copy_rows_i8;
+    }
     AttendRange None "y = softmax(scale · q·kᵀ)·v over a range of keys" {
-        Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range::<_, 8, 2>;
-        Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range::<_, 4, 2>;
-        Neon (0, 0) attend_range_f32_neon = attend::attend_range::<_, 8, 2>;
-        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range::<_, 4, 8>;
+        Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range::<_, F32, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range::<_, F32, 4, 2>;
+        Neon (0, 0) attend_range_f32_neon = attend::attend_range::<_, F32, 8, 2>;
+        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range::<_, F32, 4, 8>;
+    }
+    AttendRange F16 "y = softmax(scale · q·kᵀ)·v over a range of keys, cache in binary16" {
+        Avx512 (0, 0) attend_range_f32_f16_avx512 = attend::attend_range::<_, F16, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_f16_avx2 = attend::attend_range::<_, F16, 4, 2>;
+        Neon (0, 0) attend_range_f32_f16_neon = attend::attend_range::<_, F16, 8, 2>;
+        Scalar (0, 0) attend_range_f32_f16_scalar = attend::attend_range::<_, F16, 4, 8>;
+    }
+    AttendRange I8 "y = softmax(scale · q·kᵀ)·v over a range of keys, cache in int8" {
+        Avx512 (0, 0) attend_range_f32_i8_avx512 = attend::attend_range::<_, Codes, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_i8_avx2 = attend::attend_range::<_, Codes, 4, 2>;
+        Neon (0, 0) attend_range_f32_i8_neon = attend::attend_range::<_, Codes, 8, 2>;
+        Scalar (0, 0) attend_range_f32_i8_scalar = attend::attend_range::<_, Codes, 4, 8>;
     }
     AttendClustered None "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster" {
-        Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered::<_, 8, 2>;
-        Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered::<_, 4, 2>;
-        Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered::<_, 8, 2>;
-        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, 4, 8>;
+        Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered::<_, F32, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered::<_, F32, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered::<_, F32, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, F32, 4, 8>;
+    }
+    AttendClustered F16 "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster, cache in binary16" {
+        Avx512 (0, 0) attend_clustered_f32_f16_avx512 = attend::attend_clustered::<_, F16, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_f16_avx2 = attend::attend_clustered::<_, F16, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_f16_neon = attend::attend_clustered::<_, F16, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_f16_scalar = attend::attend_clustered::<_, F16, 4, 8>;
+    }
+    AttendClustered I8 "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster, cache in int8" {
+        Avx512 (0, 0) attend_clustered_f32_i8_avx512 = attend::attend_clustered::<_, Codes, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_i8_avx2 = attend::attend_clustered::<_, Codes, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_i8_neon = attend::attend_clustered::<_, Codes, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_i8_scalar = attend::attend_clustered::<_, Codes, 4, 8>;
     }
     ClusterAppend None "previous[t] = last[cluster]; last[cluster] = t" {
         Scalar (0, 0) cluster_append_scalar = route::cluster_append;

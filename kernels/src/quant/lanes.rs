@@ -203,13 +203,12 @@ pub(crate) fn multiply_adds<D: Lanes>(d: D, iterations: u64) -> u64 {
     const SUMS: usize = 12;
     let data = core::hint::black_box([1u8; 64]);
     // SAFETY: a vector of weights has at most 64 bytes.
-    let (w, mut x) = unsafe { (d.weights(data.as_ptr()), d.inputs(data.as_ptr())) };
+    let (w, x) = unsafe { (d.weights(data.as_ptr()), d.inputs(data.as_ptr())) };
     let mut sums = [d.zero(); SUMS];
     for _ in 0..iterations {
         for sum in &mut sums {
             // Or an instruction set whose products and sums are separate would take the product once.
-            x = d.unknown(x);
-            *sum = d.dot(*sum, w, x);
+            *sum = d.dot(*sum, w, d.unknown(x));
         }
     }
     let s = d.float();

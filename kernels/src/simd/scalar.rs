@@ -124,9 +124,21 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> f32 {
+        // SAFETY: the caller promises one readable element.
+        f32::from(unsafe { p.read() })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32) {
         // SAFETY: the caller promises one writable element.
         unsafe { p.write(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: f32) {
+        // SAFETY: the caller promises one writable element.
+        unsafe { p.write(half::f16::from_f32_const(v).to_bits()) }
     }
 
     #[inline(always)]

@@ -53,18 +53,8 @@ dots_by_lanes!(Avx512Vnni: Avx512, int4 vectors 1);
 macro_rules! lanes {
     (
         zero = $zero:ident, add = $add:ident, to_float = $to_float:ident, splat = $splat:ident, load = $load:ident,
-        splat8 = $splat8:ident, and = $and:ident, shift = $shift:ident, register = $register:ident
+        splat8 = $splat8:ident, and = $and:ident, shift = $shift:ident
     ) => {
-        #[inline(always)]
-        fn unknown(self, x: Self::W) -> Self::W {
-            let mut x = x;
-            // SAFETY: no instruction; the token proves that the register exists.
-            unsafe {
-                core::arch::asm!("/* {0} */", inout($register) x, options(pure, nomem, nostack, preserves_flags));
-            }
-            x
-        }
-
         #[inline(always)]
         fn zero(self) -> Self::I {
             // SAFETY: register arithmetic; the token proves the instruction set.
@@ -121,6 +111,12 @@ macro_rules! vnni {
             unsafe { $dot(sums, w, x) }
         }
 
+        /// One instruction takes the products and adds them: there is nothing to take once.
+        #[inline(always)]
+        fn unknown(self, x: Self::W) -> Self::W {
+            x
+        }
+
         #[inline(always)]
         unsafe fn begin(self, before: Option<Self::I>, offset: *const i32) -> Self::N {
             // SAFETY: the caller promises a readable element; the token proves the instruction set.
@@ -154,7 +150,7 @@ impl Lanes for Avx2 {
     lanes! {
         zero = _mm256_setzero_si256, add = _mm256_add_epi32, to_float = _mm256_cvtepi32_ps,
         splat = _mm256_set1_epi32, load = _mm256_loadu_si256, splat8 = _mm256_set1_epi8,
-        and = _mm256_and_si256, shift = _mm256_srli_epi16, register = ymm_reg
+        and = _mm256_and_si256, shift = _mm256_srli_epi16
     }
 
     #[inline(always)]
@@ -169,6 +165,11 @@ impl Lanes for Avx2 {
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
+    }
+
+    #[inline(always)]
+    fn unknown(self, x: __m256i) -> __m256i {
+        core::hint::black_box(x)
     }
 
     #[inline(always)]
@@ -204,7 +205,7 @@ impl Lanes for AvxVnni {
     lanes! {
         zero = _mm256_setzero_si256, add = _mm256_add_epi32, to_float = _mm256_cvtepi32_ps,
         splat = _mm256_set1_epi32, load = _mm256_loadu_si256, splat8 = _mm256_set1_epi8,
-        and = _mm256_and_si256, shift = _mm256_srli_epi16, register = ymm_reg
+        and = _mm256_and_si256, shift = _mm256_srli_epi16
     }
     vnni!(_mm256_set1_epi32, _mm256_add_epi32, _mm256_dpbusd_avx_epi32);
 }
@@ -217,7 +218,7 @@ impl Lanes for Avx512Vnni {
     lanes! {
         zero = _mm512_setzero_si512, add = _mm512_add_epi32, to_float = _mm512_cvtepi32_ps,
         splat = _mm512_set1_epi32, load = _mm512_loadu_si512, splat8 = _mm512_set1_epi8,
-        and = _mm512_and_si512, shift = _mm512_srli_epi16, register = zmm_reg
+        and = _mm512_and_si512, shift = _mm512_srli_epi16
     }
     vnni!(_mm512_set1_epi32, _mm512_add_epi32, _mm512_dpbusd_epi32);
 }
