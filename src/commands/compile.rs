@@ -18,7 +18,8 @@ use crate::ui::Ui;
 /// Compiles a model, or stops at a phase and prints the graph.
 pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let start = Summary::start();
-    let options = Options::new(&args.target, &args.quant, args.max_tokens, args.chunk_tokens)?;
+    let options =
+        Options::new(&args.target, args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     match args.emit.as_str() {
         "lapis" | "ir" => {}
         "exe" | "object" | "image" | "asm" => {
