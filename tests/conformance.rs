@@ -155,6 +155,12 @@ fn element_wise() -> Vec<Case> {
     cases
 }
 
+/// Keys that a cache keeps: turned by their position, or, where the cache rounds them, as they are; the last bit of a sine
+/// could put them on the other side of a rounding boundary.
+fn cached_keys(kv_cache: &str) -> &'static str {
+    if kv_cache == "f32" { "%14" } else { "%11" }
+}
+
 fn attention() -> Vec<Case> {
     let mut cases = Vec::new();
     for (heads, kv_heads, head_dim) in [(1_u64, 1_u64, 2_u64), (4, 2, 8), (6, 2, 20), (3, 3, 34)] {
@@ -170,12 +176,21 @@ fn attention() -> Vec<Case> {
             q + kv
         );
         let shape = format!("heads = {heads}, kv_heads = {kv_heads}, head_dim = {head_dim}, scale = 0.4");
-        for (causal, window) in [(true, 0), (true, 1), (true, 6), (false, 0)] {
+        for (causal, window, kv_cache) in [
+            (true, 0, "f32"),
+            (true, 0, "f16"),
+            (true, 0, "int8"),
+            (true, 1, "f32"),
+            (true, 6, "f16"),
+            (true, 6, "int8"),
+            (false, 0, "f32"),
+        ] {
+            let keys = cached_keys(kv_cache);
             let ops = format!(
-                "{views}%15: f32[T, {q}] = attn.range(%13, %14, %12) {{{shape}, causal = {causal}, window = {window}, \
-                 kv_cache = f32}}\n"
+                "{views}%15: f32[T, {q}] = attn.range(%13, {keys}, %12) {{{shape}, causal = {causal}, window = {window}, \
+                 kv_cache = {kv_cache}}}\n"
             );
-            let name = format!("attn.range-{heads}x{kv_heads}x{head_dim}-{causal}-{window}");
+            let name = format!("attn.range-{heads}x{kv_heads}x{head_dim}-{causal}-{window}-{kv_cache}");
             let mut made = case(name, d, "", &ops, &[("y", "%15")]);
             if !causal {
                 made.text =
@@ -183,15 +198,24 @@ fn attention() -> Vec<Case> {
             }
             cases.push(made);
         }
-        for (window, sinks, cap) in [(1, 0, 1), (4, 2, 3), (1, 1, 5), (9, 9, 40)] {
+        for (window, sinks, cap, kv_cache) in [
+            (1, 0, 1, "f32"),
+            (4, 2, 3, "f32"),
+            (4, 2, 3, "f16"),
+            (4, 2, 3, "int8"),
+            (1, 1, 5, "int8"),
+            (9, 9, 40, "f32"),
+            (9, 9, 40, "f16"),
+        ] {
             let keys = format!("weight @keys: f32[5, {d}] routing = random(4, 0.5)\n");
+            let cached = cached_keys(kv_cache);
             let ops = format!(
                 "{views}%16: f32[T, 5] = route.scores(%x, _, @keys) {{scale = 1.0, lambda = 0.0, num_domains = 1}}\n\
                  %17: u32[T] = route.cluster(%16)\n\
-                 %18: f32[T, {q}] = attn.clustered(%13, %14, %12, %17) {{{shape}, window = {window}, sinks = {sinks}, \
-                 cluster_cap = {cap}, num_clusters = 5, kv_cache = f32}}\n"
+                 %18: f32[T, {q}] = attn.clustered(%13, {cached}, %12, %17) {{{shape}, window = {window}, sinks = {sinks}, \
+                 cluster_cap = {cap}, num_clusters = 5, kv_cache = {kv_cache}}}\n"
             );
-            let name = format!("attn.clustered-{heads}x{kv_heads}x{head_dim}-{window}-{sinks}-{cap}");
+            let name = format!("attn.clustered-{heads}x{kv_heads}x{head_dim}-{window}-{sinks}-{cap}-{kv_cache}");
             cases.push(case(name, d, &keys, &ops, &[("cluster", "%17"), ("y", "%18")]));
         }
     }

@@ -81,14 +81,6 @@ pub enum LowerError {
         /// Storage found.
         found: &'static str,
     },
-    /// Keys and values kept in a type that no attention kernel reads.
-    #[error("{node}: wanted keys and values kept as f32, found {found}")]
-    KvCache {
-        /// Node label.
-        node: String,
-        /// Storage found.
-        found: &'static str,
-    },
     /// A weight packed otherwise than its op reads it.
     #[error("{node}: {op} wants its weight packed in {wanted}, found another packing")]
     WeightPacking {
