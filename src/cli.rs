@@ -105,9 +105,13 @@ pub struct CompileArgs {
     /// The artifact to write [default: MODEL's name with .lapis]
     #[arg(short, long)]
     pub output: Option<PathBuf>,
-    /// Weights: none (as in the checkpoint), fp32, fp16
-    #[arg(long, default_value = "none")]
-    pub quant: String,
+    /// How weights, keys and values are stored: none (as in the checkpoint), fp32, fp16, int8, int4, hybrid, or a
+    /// recipe's .toml file [default: none; hybrid with --budget]
+    #[arg(long, value_name = "RECIPE")]
+    pub quant: Option<String>,
+    /// Most bytes that weights may take (900MB, 1.5GiB): lowers components of the recipe until they fit
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<String>,
     /// Longest sequence [default: the model's max_position_embeddings]
     #[arg(long)]
     pub max_tokens: Option<u64>,

@@ -167,6 +167,10 @@ fn is_near_tie(reference: &Prompt, found: &BTreeMap<String, Rows>, boundary: Bou
             continue;
         }
         let Some(scores) = reference.outputs.get(&format!("scores.{layer}")) else { return false };
+        let fits = |other: &Rows| (other.rows(), other.cols) == (wanted.rows(), wanted.cols);
+        if !fits(found) || !fits(scores) {
+            return false;
+        }
         return (0..wanted.rows()).filter(|r| wanted.row(*r) != found.row(*r)).all(|row| {
             let changed = |c: &usize| wanted.row(row)[*c] != found.row(row)[*c];
             (0..wanted.cols).filter(changed).all(|c| close(scores, row, c, boundary))
@@ -251,6 +255,17 @@ mod tests {
         // One module more, its score at tau; then one whose score is far from everything.
         assert!(compare([0.5, 0.3, 0.200_005], 1.0, [1.0, 0.0, 1.0]).agrees());
         assert!(!compare([0.5, 0.3, 0.19], 1.0, [1.0, 0.0, 1.0]).agrees());
+    }
+
+    #[test]
+    fn rows_of_other_lengths_are_no_near_tie() {
+        let mut reference = prompt([0.4, 0.399_995, 0.2]);
+        reference.outputs.insert("scores.0".into(), Rows { cols: 1, data: vec![0.4] });
+        let mut comparison = Comparison::default();
+        comparison.add(&reference, &found(1.0, [0.0, 1.0, 0.0]), &TOLERANCE);
+        reference.outputs.insert("modules.0".into(), Rows { cols: 5, data: vec![1.0; 5] });
+        comparison.add(&reference, &found(1.0, [0.0, 1.0, 0.0]), &TOLERANCE);
+        assert!(comparison.near_ties.is_empty() && !comparison.agrees());
     }
 
     #[test]

@@ -15,12 +15,20 @@ pub struct Unsupported(pub String);
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// 4 for what cannot be done, 2 for wrong usage, otherwise 1.
+/// What was asked for is possible in kind, but misses the bound that was set.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Missed(pub String);
+
+/// 4 for what cannot be done, 3 for a bound that is missed, 2 for wrong usage, otherwise 1.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let unsupported = error.chain().any(|e| e.is::<Unsupported>());
     let usage = error.chain().any(|e| e.is::<Usage>());
+    let missed = error.chain().any(|e| e.is::<Missed>());
     ExitCode::from(if unsupported {
         4
+    } else if missed {
+        MISSED
     } else if usage {
         2
     } else {

@@ -1,6 +1,8 @@
 //! From a model to an artifact: what `compile`, `demo` and `inspect` share.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -8,27 +10,32 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lapidary_compiler::import::{self, ImportOptions, ImportedModel};
-use lapidary_compiler::ir::{Graph, Op, WeightId, WeightReader};
+use lapidary_compiler::ir::{Component, Graph, Op, Phase, WeightReader};
 use lapidary_compiler::passes::{self, PassContext, PassReport, Recipe, StopAfter};
 use lapidary_compiler::plan::{Plan, cost};
+use lapidary_compiler::quant::{BudgetError, Builtin, RecipeError, fit_budget, parse_bytes};
 use lapidary_runtime::Tokenizer;
 use lapidary_target_cpu::{About, CPU_TARGETS, CpuTarget, Lowered, component_name, lower};
 use serde_json::json;
 
 use crate::cli::Format;
-use crate::failure::{Unsupported, Usage};
+use crate::failure::{Missed, Unsupported, Usage};
 use crate::ui::{Ui, bytes, count, table};
 
 /// Splat weights (one repeated value) beyond this are for planning and are not written out.
 const MAX_SPLAT_BYTES: u64 = 256 << 20;
+/// Largest recipe.
+const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Target.
     pub target: CpuTarget,
-    /// Storage of weights.
+    /// Storage of weights, keys and values.
     pub recipe: Recipe,
+    /// Most bytes that the weights may take.
+    pub budget_bytes: Option<u64>,
     /// Longest sequence; `None`: the model's.
     pub max_tokens: Option<u64>,
     /// Most tokens of a call; `None`: the default.
@@ -36,9 +43,41 @@ pub struct Options {
 }
 
 impl Options {
-    /// From the names on the command line.
-    pub fn new(target: &str, quant: &str, max_tokens: Option<u64>, chunk_tokens: Option<u64>) -> anyhow::Result<Self> {
-        Ok(Options { target: self::target(target)?, recipe: recipe(quant)?, max_tokens, chunk_tokens })
+    /// From what stands on the command line: target, `--quant`, `--budget`, `--max-tokens`, `--chunk-tokens`.
+    pub fn new(
+        target: &str,
+        quant: Option<&str>,
+        budget: Option<&str>,
+        max_tokens: Option<u64>,
+        chunk_tokens: Option<u64>,
+    ) -> anyhow::Result<Self> {
+        let budget_bytes = budget
+            .map(|text| parse_bytes(text).map_err(|e| anyhow::Error::new(Usage(format!("--budget: {e}")))))
+            .transpose()?;
+        let recipe = match (quant, budget_bytes) {
+            (Some(name), _) => recipe(name)?,
+            (None, Some(_)) => Builtin::Hybrid.into(),
+            (None, None) => Recipe::default(),
+        };
+        Ok(Options { target: self::target(target)?, recipe, budget_bytes, max_tokens, chunk_tokens })
+    }
+
+    /// The recipe as it fits a model and the budget.
+    fn recipe_for(&self, graph: &Graph) -> anyhow::Result<Recipe> {
+        let wrong = |e: RecipeError| anyhow::Error::new(Usage(format!("--quant: {e}")));
+        let Some(budget_bytes) = self.budget_bytes else {
+            self.recipe.choices(graph).map_err(wrong)?;
+            return Ok(self.recipe.clone());
+        };
+        fit_budget(graph, &self.recipe, budget_bytes).map_err(|e| match e {
+            BudgetError::Recipe(e) => wrong(e),
+            BudgetError::Impossible { smallest_bytes, .. } => anyhow::Error::new(Missed(format!(
+                "--budget: wanted at least {smallest_bytes} bytes ({}), the smallest that the weights of {} can be, found \
+                 {budget_bytes}",
+                bytes(smallest_bytes),
+                graph.info.name
+            ))),
+        })
     }
 }
 
@@ -52,8 +91,21 @@ fn target(name: &str) -> anyhow::Result<CpuTarget> {
     })
 }
 
+/// A built-in recipe, or one from a `.toml` file.
 fn recipe(name: &str) -> anyhow::Result<Recipe> {
-    Recipe::from_str(name).map_err(|e| anyhow::Error::new(Usage(format!("--quant: {e}"))))
+    let path = Path::new(name);
+    if path.extension().is_none_or(|e| e != "toml") {
+        return Recipe::from_str(name)
+            .map_err(|e| anyhow::Error::new(Usage(format!("--quant: {e}, or a recipe's .toml file"))));
+    }
+    let mut text = String::new();
+    let file = File::open(path).with_context(|| format!("--quant {name}"))?;
+    file.take(MAX_RECIPE_BYTES + 1).read_to_string(&mut text).with_context(|| format!("--quant {name}"))?;
+    if text.len() as u64 > MAX_RECIPE_BYTES {
+        bail!(Usage(format!("--quant {name}: wanted at most {MAX_RECIPE_BYTES} bytes, found more")));
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    Recipe::from_toml(&text, &stem).map_err(|e| anyhow::Error::new(Usage(format!("--quant: {e}"))))
 }
 
 /// A model with its plan.
@@ -82,7 +134,9 @@ pub fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> 
     if max_tokens == 0 || max_tokens > limit {
         bail!(Usage(format!("--max-tokens: wanted 1 to {limit} (max_position_embeddings), found {max_tokens}")));
     }
-    let mut context = PassContext::new(graph, options.recipe.clone(), max_tokens);
+    // A graph that is quantized already keeps its storage.
+    let recipe = if graph.phase < Phase::Quantized { options.recipe_for(graph)? } else { options.recipe.clone() };
+    let mut context = PassContext::new(graph, recipe, max_tokens);
     if let Some(chunk) = options.chunk_tokens {
         context.chunk_tokens = chunk;
     }
@@ -101,7 +155,8 @@ pub fn run_passes(
 }
 
 /// Runs all passes.
-pub fn plan(model: ImportedModel, options: Options, ui: &Ui) -> anyhow::Result<Planned> {
+pub fn plan(model: ImportedModel, mut options: Options, ui: &Ui) -> anyhow::Result<Planned> {
+    options.recipe = context(&model.graph, &options)?.recipe;
     let before = cost::weight_bytes(&model.graph);
     let mut graph = model.graph.clone();
     let plan = run_passes(&mut graph, &options, None, &mut |row, graph, report| {
@@ -121,7 +176,10 @@ impl Planned {
     pub fn lower(&self) -> anyhow::Result<Lowered<'_>> {
         let work = self.work_per_token();
         let end_token = match &self.model.tokenizer {
-            Some(json) => Tokenizer::from_json(json)?.end_token(),
+            Some(json) => {
+                let tokenizer = Tokenizer::from_json(json);
+                tokenizer.with_context(|| format!("{}: tokenizer.json", self.graph.info.name))?.end_token()
+            }
             None => None,
         };
         let about = About {
@@ -145,17 +203,22 @@ impl Planned {
                 bytes(splat)
             )));
         }
-        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
-        }
+        create_folder_of(path)?;
         let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
-        let read = |weight: WeightId, row: u64, out: &mut [f32]| {
-            reader.read_rows(weight, row, out).map_err(|e| io::Error::other(e.to_string()))
-        };
         let bar = ui.bytes_bar("weights", lowered.layout().size_bytes());
-        let size = lowered.write_file(path, &read, &|done| bar.set_position(done));
+        let size = lowered.write_file(path, &reader, &|done| bar.set_position(done));
         bar.finish_and_clear();
         size.with_context(|| path.display().to_string())
+    }
+}
+
+/// Creates the folder that a result will lie in.
+pub fn create_folder_of(path: &Path) -> anyhow::Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))
+        }
+        None => Ok(()),
     }
 }
 
@@ -169,6 +232,13 @@ pub struct Summary<'a> {
     pub artifact_bytes: Option<u64>,
     /// Time from reading the model to the finished file.
     pub elapsed: Duration,
+}
+
+/// How the weights of a component are stored: `int8`, or several with commas. (A norm may be in the matrices after it.)
+fn storages(graph: &Graph, component: Component) -> String {
+    let read = graph.nodes.iter().flat_map(|n| n.operands.iter()).filter_map(|o| o.weight()).map(|w| graph.weight(w));
+    let found: BTreeSet<_> = read.filter(|w| w.component == component).map(|w| w.storage).collect();
+    found.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// A range as text: one number where both ends are equal.
@@ -206,12 +276,15 @@ impl Summary<'_> {
             program.kernels.len(),
         );
         let after = self.components_after();
+        let stored = cost::weight_bytes(graph);
         let rows = before.iter().map(|c| {
             let name = component_name(Some(c.component));
-            let stored = after.iter().find(|(n, _)| *n == name).map_or(0, |(_, b)| *b);
-            vec![name.to_string(), count(c.elems), bytes(c.bytes), bytes(stored)]
+            let packed = after.iter().find(|(n, _)| *n == name).map_or(0, |(_, b)| *b);
+            let stored = stored.iter().find(|s| s.component == c.component).map_or(0, |s| s.bytes);
+            let storage = storages(graph, c.component);
+            vec![name.to_string(), count(c.elems), bytes(c.bytes), bytes(stored), bytes(packed), storage]
         });
-        println!("{}", table(&["component", ">parameters", ">before", ">packed"], rows));
+        println!("{}", table(&["component", ">parameters", ">before", ">stored", ">packed", "as"], rows));
         println!(
             "weights {} -> {}, arena {} (calls of {} tokens), state {} (contexts of {})",
             bytes(before.iter().map(|c| c.bytes).sum()),
@@ -251,12 +324,21 @@ impl Summary<'_> {
         let work = self.planned.work_per_token();
         let bound =
             options.target.memory_bytes_per_s.map(|rate| 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate);
+        let stored = cost::weight_bytes(graph);
         let components: Vec<_> = before
             .iter()
             .map(|c| {
                 let name = component_name(Some(c.component));
                 let after = self.components_after().iter().find(|(n, _)| *n == name).map_or(0, |(_, b)| *b);
-                json!({ "name": name, "parameters": c.elems, "bytes_before": c.bytes, "bytes_packed": after })
+                let stored = stored.iter().find(|s| s.component == c.component).map_or(0, |s| s.bytes);
+                json!({
+                    "name": name,
+                    "parameters": c.elems,
+                    "bytes_before": c.bytes,
+                    "bytes_stored": stored,
+                    "bytes_packed": after,
+                    "stored_as": storages(graph, c.component),
+                })
             })
             .collect();
         let (kernels, code) = self.ops();

@@ -6,12 +6,14 @@
 //! continuation) and `greedy_margin` (how far apart the two best logits were at each step).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use ndarray::ArrayD;
-use ndarray_npy::{NpzReader, ReadNpzError};
+
+use crate::npy;
+
+/// Longest file that is read.
+const MAX_FILE_BYTES: u64 = u32::MAX as u64;
 
 /// Rows of numbers: what every output becomes for comparison.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,42 +53,56 @@ pub struct Prompt {
     pub greedy_margin: Vec<f32>,
 }
 
+/// Token ids of a `.npy` file's bytes: int64 `[T]`.
+pub fn token_ids(file: &[u8]) -> anyhow::Result<Vec<u32>> {
+    let array = npy::parse(file)?;
+    if array.shape.len() != 1 {
+        bail!("shape: wanted int64 [T], found {:?}", array.shape);
+    }
+    let ids = array.integers()?.into_iter().enumerate();
+    ids.map(|(i, id)| u32::try_from(id).with_context(|| format!("element {i}: wanted a token id, found {id}")))
+        .collect()
+}
+
 /// Reads all prompts of a file, in order.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
-    let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
-    let mut npz = NpzReader::new(file).with_context(|| format!("{}: wanted an .npz file", path.display()))?;
+    let file = npy::read_file(path, MAX_FILE_BYTES)?;
+    parse(&file).with_context(|| path.display().to_string())
+}
+
+/// [`read`] from the file's bytes.
+pub fn parse(file: &[u8]) -> anyhow::Result<Vec<Prompt>> {
     let mut prompts: BTreeMap<String, Prompt> = BTreeMap::new();
-    for entry in npz.names().with_context(|| format!("{}: broken archive", path.display()))? {
-        let array = entry.trim_end_matches(".npy");
-        let (prompt, name) = split_name(array);
+    for (array, bytes) in npy::archive(file)? {
+        let (prompt, name) = split_name(&array);
         let slot =
             prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
-        let place = || format!("{}: array {array}", path.display());
+        let place = || format!("array {array}");
+        let value = npy::parse(bytes).with_context(place)?;
         match name {
             "ids" | "greedy" => {
-                let ids = integers(&mut npz, &entry).with_context(place)?;
+                let ids = value.integers().with_context(place)?;
                 let ids = ids.into_iter().map(u32::try_from).collect::<Result<_, _>>();
                 let ids = ids.with_context(|| format!("{}: wanted token ids", place()))?;
                 if name == "ids" { slot.ids = ids } else { slot.greedy = ids }
             }
             "logits_rows" => {
-                let rows = integers(&mut npz, &entry).with_context(place)?;
+                let rows = value.integers().with_context(place)?;
                 let rows = rows.into_iter().map(usize::try_from).collect::<Result<_, _>>();
                 slot.logits_rows = Some(rows.with_context(|| format!("{}: wanted row numbers", place()))?);
             }
-            "greedy_margin" => slot.greedy_margin = rows(&mut npz, &entry).with_context(place)?.data,
+            "greedy_margin" => slot.greedy_margin = value.floats().with_context(place)?,
             _ => {
-                let value = rows(&mut npz, &entry).with_context(place)?;
-                slot.outputs.insert(name.to_string(), value);
+                slot.outputs.insert(name.to_string(), rows(name, &value).with_context(place)?);
             }
         }
     }
     let prompts: Vec<Prompt> = prompts.into_values().collect();
     for prompt in &prompts {
-        check(prompt).with_context(|| format!("{}: prompt {}", path.display(), prompt.name))?;
+        check(prompt).with_context(|| format!("prompt {}", prompt.name))?;
     }
     if prompts.is_empty() {
-        bail!("{}: wanted arrays named prompt.NNN.NAME or NAME, found none", path.display());
+        bail!("wanted arrays named prompt.NNN.NAME or NAME, found none");
     }
     Ok(prompts)
 }
@@ -118,29 +134,12 @@ fn check(prompt: &Prompt) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn integers(npz: &mut NpzReader<File>, entry: &str) -> anyhow::Result<Vec<i64>> {
-    let array: ArrayD<i64> = npz.by_name(entry).context("wanted int64")?;
-    Ok(array.into_iter().collect())
-}
-
-/// An array of f32, f16-free floats or bytes as rows; a vector is one row per element.
-fn rows(npz: &mut NpzReader<File>, entry: &str) -> anyhow::Result<Rows> {
-    let as_f32: Result<ArrayD<f32>, ReadNpzError> = npz.by_name(entry);
-    let array = match as_f32 {
-        Ok(array) => array,
-        Err(ReadNpzError::Npy(_)) => {
-            let bytes: ArrayD<u8> = npz.by_name(entry).context("wanted float32 or uint8")?;
-            bytes.mapv(f32::from)
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let cols = match *array.shape() {
-        // One vector per sequence, or one number per token.
-        [n] if entry.trim_end_matches(".npy").ends_with("output") => n,
-        [_] => 1,
+/// Floats or bytes as rows; a vector is one row per element, but for `output`, which is one per sequence.
+fn rows(name: &str, array: &npy::Array<'_>) -> anyhow::Result<Rows> {
+    let cols = match *array.shape.as_slice() {
+        [n] if name == "output" => n,
         [_, cols] => cols,
-        ref shape => bail!("wanted 1 or 2 dimensions, found {}", shape.len()),
+        _ => 1,
     };
-    // Iterates in row-major order, however the file orders them.
-    Ok(Rows { cols, data: array.iter().copied().collect() })
+    Ok(Rows { cols, data: array.floats()? })
 }

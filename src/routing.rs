@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use lapidary_format::Artifact;
+use lapidary_format::{Artifact, replace_file};
 use lapidary_runtime::Session;
 use serde_json::json;
 
@@ -89,10 +89,6 @@ impl Recording {
 /// Writes a routing trace: a line of JSON on the model, then one per token. It appears under its name when complete.
 pub fn write_trace(path: &Path, artifact: &Artifact<'_>, visits: &[Visit]) -> anyhow::Result<()> {
     let manifest = artifact.manifest();
-    let place = || format!("{}: cannot be written", path.display());
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = crate::ui::temporary_in(folder).with_context(place)?;
-    let mut out = BufWriter::new(temporary.as_file());
     let head = json!({
         "schema": "lapidary.routing/1",
         "model": manifest.model,
@@ -101,19 +97,20 @@ pub fn write_trace(path: &Path, artifact: &Artifact<'_>, visits: &[Visit]) -> an
         "domain_names": artifact.domain_names().iter().map(|d| d.name).collect::<Vec<_>>(),
         "tokens": visits.len(),
     });
-    writeln!(out, "{head}").with_context(place)?;
-    for visit in visits {
-        let line = json!({
-            "position": visit.position,
-            "id": visit.id,
-            "domain": visit.domain,
-            "probability": visit.probability,
-            "modules": visit.modules,
-        });
-        writeln!(out, "{line}").with_context(place)?;
-    }
-    out.flush().with_context(place)?;
-    drop(out);
-    temporary.persist(path).with_context(place)?;
-    Ok(())
+    let written = replace_file(path, |file| {
+        let mut out = BufWriter::new(file);
+        writeln!(out, "{head}")?;
+        for visit in visits {
+            let line = json!({
+                "position": visit.position,
+                "id": visit.id,
+                "domain": visit.domain,
+                "probability": visit.probability,
+                "modules": visit.modules,
+            });
+            writeln!(out, "{line}")?;
+        }
+        out.flush()
+    });
+    written.with_context(|| format!("{}: cannot be written", path.display()))
 }

@@ -1,17 +1,13 @@
 //! What the command shows besides its result: progress and log on stderr, tables on stdout.
 
 use std::fmt;
-use std::fs::Permissions;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tempfile::NamedTempFile;
 
 use crate::cli::Global;
 
@@ -43,10 +39,12 @@ impl Ui {
 
     /// An error with its causes.
     pub fn error(&self, error: &anyhow::Error) {
-        eprintln!("error: {error}");
-        let mut last = error.to_string();
+        // A file's text, quoted in an error, may be as long as the file.
+        let short = |text: String| text.chars().take(4000).collect::<String>();
+        let mut last = short(error.to_string());
+        eprintln!("error: {last}");
         for cause in error.chain().skip(1) {
-            let text = cause.to_string();
+            let text = short(cause.to_string());
             if !last.contains(&text) {
                 eprintln!("  because: {text}");
             }
@@ -146,12 +144,6 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Ta
         }
     }
     table
-}
-
-/// A temporary file that will be renamed to a result: readable as any new file is, not by its owner alone.
-pub fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    let permissions = Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".lapidary-").permissions(permissions).tempfile_in(folder)
 }
 
 /// `1.23 MB` (powers of ten, as memory bandwidths and file listings count).

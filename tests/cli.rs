@@ -43,8 +43,10 @@ fn errors_name_what_is_wrong_and_exit_with_their_code() {
     fails(&[], 2, "Usage");
     fails(&["compile", tiny, "--target", "vax"], 2, "vax");
     fails(&["compile", tiny, "--target", "npu"], 4, "NPU");
-    fails(&["compile", tiny, "--quant", "int8"], 4, "int8");
     fails(&["compile", tiny, "--quant", "fp31"], 2, "fp31");
+    fails(&["compile", tiny, "--budget", "much"], 2, "900MB");
+    fails(&["compile", tiny, "--budget", "1kB", "--dump-ir", "quantized"], 3, "the smallest that the weights of");
+    fails(&["compile", tiny, "--quant", "/nowhere.toml"], 1, "/nowhere.toml");
     fails(&["compile", tiny, "--emit", "exe"], 4, "exe");
     fails(&["compile", tiny, "--max-tokens", "1000000"], 2, "max-tokens");
     fails(&["compile", tiny, "--dump-ir", "nonsense"], 2, "nonsense");
@@ -63,6 +65,34 @@ fn errors_name_what_is_wrong_and_exit_with_their_code() {
     fails(&["bench", artifact, "--tokens", "0"], 2, "--tokens");
     fails(&["bench", artifact, "--tokens", "9999"], 2, "9999");
     fails(&["compare", artifact, "--with", "nothing"], 2, "nothing");
+}
+
+#[test]
+fn recipes_come_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = model(GENERATES);
+    let tiny = tiny.to_str().unwrap();
+    let recipe = folder.path().join("mine.toml");
+    let path = recipe.to_str().unwrap();
+    let write = |text: &str| std::fs::write(&recipe, text).unwrap();
+    write("base = \"fp32\"\nkv_cache = \"int8\"\n[weights]\n\"layers.0.attention\" = \"int4:64\"\n");
+    let text = run(lapidary().args(["compile", tiny, "--quant", path, "--dump-ir", "quantized"])).unwrap();
+    assert!(text.contains("weight @model.layers.0.attn.q_proj.weight: int4:64["), "{text}");
+    assert!(text.contains("weight @model.layers.0.general.up_proj.weight: f32["), "{text}");
+    assert!(text.contains("kv_cache = int8}"), "{text}");
+    write("[weights]\nmodulse = \"int8\"\n");
+    fails(&["compile", tiny, "--quant", path, "--dry-run"], 2, "pattern `modulse`");
+    fails(&["compile", tiny, "--quant", path, "--dry-run"], 2, "did you mean `modules`?");
+    write("[weights]\nnorm = \"int8\"\n");
+    fails(&["compile", tiny, "--quant", path, "--dry-run"], 2, "recipe mine: `norm` = int8: wanted fp32, fp16");
+    write("base = hybrid");
+    fails(&["compile", tiny, "--quant", path, "--dry-run"], 2, "recipe mine: TOML parse error at line 1");
+    write(&" ".repeat((1 << 20) + 1));
+    fails(&["compile", tiny, "--quant", path, "--dry-run"], 2, "1048576 bytes");
+    // A budget starts from hybrid and lowers.
+    let text =
+        run(lapidary().args(["compile", "preset:gem-tiny", "--budget", "150kB", "--dump-ir", "quantized"])).unwrap();
+    assert!(text.contains("weight @model.layers.0.general.up_proj.weight: int4:32["), "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Every op, lowered alone, against the reference interpreter: sizes on both sides of tile boundaries, f32 and f16 weights,
+//! Every op, lowered alone, against the reference interpreter: sizes on both sides of tile boundaries, every storage of weights,
 //! prefill in chunks and token by token, on this machine and (`LAPIDARY_TEST=full`) under qemu-user.
 //!
 //! A case is a little graph in text form: `%x` embeds the ids in random rows, the case's ops follow, and a tied head makes
@@ -8,7 +8,6 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -55,7 +54,7 @@ fn case(name: impl Into<String>, d: u64, weights: &str, ops: &str, outputs: &[(&
 
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for dtype in ["f32", "f16"] {
+    for dtype in ["f32", "f16", "int8", "int4:32", "int4:64", "int4:128"] {
         for (k, n) in [(1, 1), (7, 8), (16, 15), (33, 31), (32, 32), (130, 33), (20, 65)] {
             let std = 1.0 / (k as f32).sqrt();
             let size = format!("{dtype}-{k}x{n}");
@@ -78,6 +77,12 @@ fn cases() -> Vec<Case> {
         let rows = format!("weight @rows: {dtype}[{VOCAB}, 13] embedding = random(9, 1.0)\n");
         let ops = "%10: f32[T, 13] = embed(%0, @rows)\n";
         cases.push(case(format!("embed-rows-{dtype}"), 8, &rows, ops, &[("y", "%10")]));
+        // The head's panels serve as the embedding table.
+        for d in [8, 35, 64] {
+            let mut tied = case(format!("embed-panels-{dtype}-{d}"), d, "", "", &[("y", "%1")]);
+            tied.text = tied.text.replace("@table: f32", &format!("@table: {dtype}"));
+            cases.push(tied);
+        }
     }
     cases.extend(element_wise());
     cases.extend(attention());
@@ -150,6 +155,12 @@ fn element_wise() -> Vec<Case> {
     cases
 }
 
+/// Keys that a cache keeps: turned by their position, or, where the cache rounds them, as they are; the last bit of a sine
+/// could put them on the other side of a rounding boundary.
+fn cached_keys(kv_cache: &str) -> &'static str {
+    if kv_cache == "f32" { "%14" } else { "%11" }
+}
+
 fn attention() -> Vec<Case> {
     let mut cases = Vec::new();
     for (heads, kv_heads, head_dim) in [(1_u64, 1_u64, 2_u64), (4, 2, 8), (6, 2, 20), (3, 3, 34)] {
@@ -165,12 +176,21 @@ fn attention() -> Vec<Case> {
             q + kv
         );
         let shape = format!("heads = {heads}, kv_heads = {kv_heads}, head_dim = {head_dim}, scale = 0.4");
-        for (causal, window) in [(true, 0), (true, 1), (true, 6), (false, 0)] {
+        for (causal, window, kv_cache) in [
+            (true, 0, "f32"),
+            (true, 0, "f16"),
+            (true, 0, "int8"),
+            (true, 1, "f32"),
+            (true, 6, "f16"),
+            (true, 6, "int8"),
+            (false, 0, "f32"),
+        ] {
+            let keys = cached_keys(kv_cache);
             let ops = format!(
-                "{views}%15: f32[T, {q}] = attn.range(%13, %14, %12) {{{shape}, causal = {causal}, window = {window}, \
-                 kv_cache = f32}}\n"
+                "{views}%15: f32[T, {q}] = attn.range(%13, {keys}, %12) {{{shape}, causal = {causal}, window = {window}, \
+                 kv_cache = {kv_cache}}}\n"
             );
-            let name = format!("attn.range-{heads}x{kv_heads}x{head_dim}-{causal}-{window}");
+            let name = format!("attn.range-{heads}x{kv_heads}x{head_dim}-{causal}-{window}-{kv_cache}");
             let mut made = case(name, d, "", &ops, &[("y", "%15")]);
             if !causal {
                 made.text =
@@ -178,15 +198,24 @@ fn attention() -> Vec<Case> {
             }
             cases.push(made);
         }
-        for (window, sinks, cap) in [(1, 0, 1), (4, 2, 3), (1, 1, 5), (9, 9, 40)] {
+        for (window, sinks, cap, kv_cache) in [
+            (1, 0, 1, "f32"),
+            (4, 2, 3, "f32"),
+            (4, 2, 3, "f16"),
+            (4, 2, 3, "int8"),
+            (1, 1, 5, "int8"),
+            (9, 9, 40, "f32"),
+            (9, 9, 40, "f16"),
+        ] {
             let keys = format!("weight @keys: f32[5, {d}] routing = random(4, 0.5)\n");
+            let cached = cached_keys(kv_cache);
             let ops = format!(
                 "{views}%16: f32[T, 5] = route.scores(%x, _, @keys) {{scale = 1.0, lambda = 0.0, num_domains = 1}}\n\
                  %17: u32[T] = route.cluster(%16)\n\
-                 %18: f32[T, {q}] = attn.clustered(%13, %14, %12, %17) {{{shape}, window = {window}, sinks = {sinks}, \
-                 cluster_cap = {cap}, num_clusters = 5, kv_cache = f32}}\n"
+                 %18: f32[T, {q}] = attn.clustered(%13, {cached}, %12, %17) {{{shape}, window = {window}, sinks = {sinks}, \
+                 cluster_cap = {cap}, num_clusters = 5, kv_cache = {kv_cache}}}\n"
             );
-            let name = format!("attn.clustered-{heads}x{kv_heads}x{head_dim}-{window}-{sinks}-{cap}");
+            let name = format!("attn.clustered-{heads}x{kv_heads}x{head_dim}-{window}-{sinks}-{cap}-{kv_cache}");
             cases.push(case(name, d, &keys, &ops, &[("cluster", "%17"), ("y", "%18")]));
         }
     }
@@ -253,11 +282,7 @@ fn compile(text: &str, target: &str) -> Result<Compiled, Failed> {
     let lowered = lower(&graph, &plan, &target, &about)?;
     let artifact = tempfile::Builder::new().suffix(".lapis").tempfile()?.into_temp_path();
     let reader = WeightReader::new(&graph, &NoSource);
-    lowered.write_file(
-        &artifact,
-        &|w, row, out| reader.read_rows(w, row, out).map_err(|e| io::Error::other(e.to_string())),
-        &|_| (),
-    )?;
+    lowered.write_file(&artifact, &reader, &|_| ())?;
     Ok(Compiled { graph, artifact })
 }
 

@@ -235,6 +235,9 @@ pub struct RopeArgs {
 }
 
 /// Strided copy of `rows × heads` runs of `n` elements: `copy_rows`; what `rope` does without the rotation.
+///
+/// The kernel's weight type says how runs are stored. None: as they are. f16: rounded to binary16, nearest even. i8: each
+/// as a record of [`crate::kv_row_bytes`], quantized as [`QuantizeRowsArgs`] says; its y has no alignment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CopyRowsArgs {
@@ -245,10 +248,10 @@ pub struct CopyRowsArgs {
     /// Head stride of x.
     pub x_head_stride: u64,
     /// Result.
-    pub y: *mut f32,
-    /// Row stride of y.
+    pub y: *mut u8,
+    /// Row stride of y, in stored elements (i8: bytes).
     pub y_row_stride: u64,
-    /// Head stride of y.
+    /// Head stride of y, as the row stride.
     pub y_head_stride: u64,
     /// Rows.
     pub rows: u64,
@@ -262,7 +265,8 @@ pub struct CopyRowsArgs {
 /// `attend_clustered`.
 ///
 /// Query row r stands at position `first_position + r` =: t. Keys and values of the shared head are `[positions,
-/// head_dim]` with row stride `ld_kv`.
+/// head_dim]` with row stride `ld_kv`, stored as the kernel's weight type says: none: f32; f16: binary16; i8: records of
+/// [`crate::kv_row_bytes`], each element its code times the record's scale.
 /// * `attend_range`: keys `lo..hi` with hi = `causal` ? t+1 : `num_keys`, and lo = `window` > 0 ? max(0, t+1−window) : 0.
 /// * `attend_clustered`: keys j ≤ t with t − j < `window` (a window of 0 admits none), or j < `sinks`, or j among the
 ///   `cluster_cap` most recent positions of t's cluster, t included, found by walking `previous` from t. A key admitted
@@ -277,10 +281,10 @@ pub struct AttendArgs {
     /// Row stride of q.
     pub ldq: u64,
     /// Keys of the shared head, position 0.
-    pub k: *const f32,
+    pub k: *const u8,
     /// Values of the shared head, position 0.
-    pub v: *const f32,
-    /// Row stride of k and v.
+    pub v: *const u8,
+    /// Row stride of k and v, in stored elements (i8: bytes).
     pub ld_kv: u64,
     /// Result, laid out as q.
     pub y: *mut f32,

@@ -35,6 +35,7 @@ mod stack;
 mod table;
 
 pub use args::KernelFn;
+pub use attend::kv_row_bytes;
 pub use features::{Feature, FeatureSet, Isa};
 pub use pack::{PackError, Source, pack, pack_swiglu, packed_bytes, panel_bytes};
 pub use quant::{QuantLayout, QuantPackError, QuantSource, pack_quantized, pack_quantized_swiglu, quantized_row_bytes};

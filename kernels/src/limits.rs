@@ -1,7 +1,8 @@
 //! What a core can do at most, to hold kernels against: loops that do nothing else.
 
 use crate::features::{FeatureSet, Isa};
-use crate::simd::Simd;
+use crate::quant::Dots;
+use crate::simd::{Simd, Token};
 
 /// Accumulators of the multiply-add loop: enough to hide the latency of two units of four cycles and more.
 const ACCUMULATORS: usize = 12;
@@ -106,4 +107,49 @@ pub fn multiply_adds(iterations: u64) -> u64 {
 /// away.
 pub fn read(data: &[u8]) -> f32 {
     by_isa!(FeatureSet::detect(), read_loop(data: &[u8]) -> f32)
+}
+
+/// A loop of `iterations` rounds that returns how many multiply-adds it did.
+pub type MultiplyAdds = unsafe fn(iterations: u64) -> u64;
+
+/// int8 multiply-adds by an instruction set's own way, from registers and a few cache lines; none when `features` lack the
+/// instruction set, this is not its architecture, or its kernels have no products of int8.
+///
+/// To call it, the CPU must have the features.
+pub fn int8_multiply_adds(isa: Isa, features: &FeatureSet) -> Option<MultiplyAdds> {
+    /// The loop, compiled for an instruction set.
+    macro_rules! compiled {
+        ($token:ident $(, $features:literal)?) => {{
+            $(#[target_feature(enable = $features)])?
+            unsafe fn run(iterations: u64) -> u64 {
+                // SAFETY: the caller promises the features.
+                let token = unsafe { <crate::simd::$token as Token>::assume() };
+                token.multiply_adds(iterations)
+            }
+            Some(run as MultiplyAdds)
+        }};
+    }
+    if !features.contains(isa.required()) {
+        return None;
+    }
+    match isa {
+        Isa::Scalar => compiled!(Scalar),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => compiled!(Avx2, "avx,avx2,fma,f16c"),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => compiled!(AvxVnni, "avx,avx2,fma,f16c,avxvnni"),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => compiled!(Avx512Vnni, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => None,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => compiled!(Neon, "neon"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod => compiled!(Dotprod, "neon,dotprod"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm => compiled!(I8mm, "neon,dotprod,i8mm"),
+        #[cfg(not(target_arch = "aarch64"))]
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => None,
+        Isa::Avx512 => None,
+    }
 }

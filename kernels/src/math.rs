@@ -3,7 +3,7 @@
 // Loops over registers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
-use crate::simd::Simd;
+use crate::simd::{Simd, Weights};
 
 /// exp to about 2 ulp; 0 below −104, ∞ above 89, subnormal results included; not-a-number stays.
 ///
@@ -125,36 +125,36 @@ pub(crate) unsafe fn largest_size<S: Simd>(s: S, x: *const f32, n: usize) -> f32
     s.max_lane(s.max(s.max(acc[0], acc[1]), s.max(acc[2], acc[3])))
 }
 
-/// Dot product of two rows.
+/// Dot product of two rows, the second as it is stored.
 ///
 /// # Safety
 /// `x..x+n` and `y..y+n` are readable.
 #[inline(always)]
-pub(crate) unsafe fn dot<S: Simd>(s: S, x: *const f32, y: *const f32, n: usize) -> f32 {
+pub(crate) unsafe fn dot<S: Simd, W: Weights>(s: S, x: *const f32, y: *const W::Elem, n: usize) -> f32 {
     let mut acc = [s.zero(); 2];
     let mut i = 0;
     while i + 2 * S::LANES <= n {
         for u in 0..2 {
             let at = i + u * S::LANES;
             // SAFETY: i + 2·LANES ≤ n.
-            acc[u] = unsafe { s.fma(s.load(x.add(at)), s.load(y.add(at)), acc[u]) };
+            acc[u] = unsafe { s.fma(s.load(x.add(at)), W::load(s, y.add(at)), acc[u]) };
         }
         i += 2 * S::LANES;
     }
     while i < n {
         // SAFETY: n − i elements are left.
-        acc[0] = unsafe { s.fma(s.load_up_to(x.add(i), n - i), s.load_up_to(y.add(i), n - i), acc[0]) };
+        acc[0] = unsafe { s.fma(s.load_up_to(x.add(i), n - i), W::load_up_to(s, y.add(i), n - i), acc[0]) };
         i += S::LANES;
     }
     s.sum(s.add(acc[0], acc[1]))
 }
 
-/// Dot products of one row with four.
+/// Dot products of one row with four, which are read as they are stored.
 ///
 /// # Safety
 /// `x..x+n` and each `y..y+n` are readable.
 #[inline(always)]
-pub(crate) unsafe fn dot4<S: Simd>(s: S, x: *const f32, y: [*const f32; 4], n: usize) -> [f32; 4] {
+pub(crate) unsafe fn dot4<S: Simd, W: Weights>(s: S, x: *const f32, y: [*const W::Elem; 4], n: usize) -> [f32; 4] {
     let mut acc = [s.zero(); 4];
     let mut i = 0;
     while i + S::LANES <= n {
@@ -162,7 +162,7 @@ pub(crate) unsafe fn dot4<S: Simd>(s: S, x: *const f32, y: [*const f32; 4], n: u
         let v = unsafe { s.load(x.add(i)) };
         for u in 0..4 {
             // SAFETY: i + LANES ≤ n.
-            acc[u] = s.fma(v, unsafe { s.load(y[u].add(i)) }, acc[u]);
+            acc[u] = s.fma(v, unsafe { W::load(s, y[u].add(i)) }, acc[u]);
         }
         i += S::LANES;
     }
@@ -171,7 +171,7 @@ pub(crate) unsafe fn dot4<S: Simd>(s: S, x: *const f32, y: [*const f32; 4], n: u
         let v = unsafe { s.load_first(x.add(i), n - i) };
         for u in 0..4 {
             // SAFETY: n − i elements are left.
-            acc[u] = s.fma(v, unsafe { s.load_first(y[u].add(i), n - i) }, acc[u]);
+            acc[u] = s.fma(v, unsafe { W::load_up_to(s, y[u].add(i), n - i) }, acc[u]);
         }
     }
     s.sum4(acc)

@@ -3,7 +3,7 @@
 use crate::args::{ClusterAppendArgs, RouteClusterArgs, RouteGroupArgs, RouteMemoryArgs, RouteScoresArgs};
 use crate::math::{dot, dot4};
 use crate::rows::softmax_row;
-use crate::simd::{Scalar, Simd};
+use crate::simd::{F32, Scalar, Simd};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// `a = softmax_c(scale·q·keys[c] + lambda·ln(domains[c mod D] + 1e-6))`.
@@ -26,13 +26,13 @@ pub(crate) unsafe fn route_scores<S: Simd>(s: S, args: &RouteScoresArgs) {
                     #[inline(always)]
                     |c| args.keys.add(c * dim),
                 );
-                for (u, score) in dot4(s, q, keys, dim).into_iter().enumerate() {
+                for (u, score) in dot4::<S, F32>(s, q, keys, dim).into_iter().enumerate() {
                     a.add(c + u).write(args.scale.value * score);
                 }
                 c += 4;
             }
             while c < clusters {
-                a.add(c).write(args.scale.value * dot(s, q, args.keys.add(c * dim), dim));
+                a.add(c).write(args.scale.value * dot::<S, F32>(s, q, args.keys.add(c * dim), dim));
                 c += 1;
             }
             for domain in 0..domains.min(clusters) {

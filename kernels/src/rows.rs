@@ -1,8 +1,10 @@
 //! Kernels over rows of a matrix: norms, softmax, activations, rotation, copies, gather and scatter, mean.
 
 use crate::args::{CopyRowsArgs, IndexedRowsArgs, MeanRowsArgs, RmsNormArgs, RopeArgs, SiluMulArgs, UnaryArgs};
-use crate::math::{exp_row, gelu as gelu_of, largest, map_row, silu as silu_of, sum_of_squares, zip_row};
-use crate::simd::Simd;
+use crate::attend::scale_at;
+use crate::math::{exp_row, gelu as gelu_of, largest, largest_size, map_row, silu as silu_of, sum_of_squares, zip_row};
+use crate::quant::record::{codes, factors};
+use crate::simd::{MOST_LANES, Simd};
 
 /// `y = x / sqrt(mean(x²) + eps) · w`.
 ///
@@ -230,22 +232,96 @@ pub(crate) unsafe fn rope<S: Simd>(s: S, args: &RopeArgs) {
     }
 }
 
+/// Calls `f(x, y)` with the start of every run, y by its offset in stored elements.
+///
+/// # Safety
+/// `args` is valid as [`CopyRowsArgs`] says.
+#[inline(always)]
+unsafe fn each_run(args: &CopyRowsArgs, f: impl Fn(*const f32, usize)) {
+    for r in 0..args.rows as usize {
+        for h in 0..args.heads as usize {
+            // SAFETY: run h of row r exists in x and y.
+            unsafe {
+                let x = args.x.add(r * args.x_row_stride as usize + h * args.x_head_stride as usize);
+                f(x, r * args.y_row_stride as usize + h * args.y_head_stride as usize);
+            }
+        }
+    }
+}
+
 /// Copies `rows × heads` runs.
 ///
 /// # Safety
 /// `args` is valid as [`CopyRowsArgs`] says; x and y do not overlap.
 #[inline(always)]
 pub(crate) unsafe fn copy_rows<S: Simd>(_: S, args: &CopyRowsArgs) {
-    for r in 0..args.rows as usize {
-        for h in 0..args.heads as usize {
-            // SAFETY: run h of row r exists in x and y.
-            unsafe {
-                let x = args.x.add(r * args.x_row_stride as usize + h * args.x_head_stride as usize);
-                let y = args.y.add(r * args.y_row_stride as usize + h * args.y_head_stride as usize);
-                x.copy_to_nonoverlapping(y, args.n as usize);
+    // SAFETY: `each_run` gives runs of n elements.
+    unsafe {
+        each_run(
+            args,
+            #[inline(always)]
+            |x, at| x.copy_to_nonoverlapping(args.y.cast::<f32>().add(at), args.n as usize),
+        )
+    }
+}
+
+/// Copies runs, rounding them to binary16.
+///
+/// # Safety
+/// As [`copy_rows`].
+#[inline(always)]
+pub(crate) unsafe fn copy_rows_f16<S: Simd>(s: S, args: &CopyRowsArgs) {
+    let n = args.n as usize;
+    let run = |x: *const f32, at: usize| {
+        let mut i = 0;
+        // SAFETY: runs have n elements; a vector that would end past its run goes through memory of its own.
+        unsafe {
+            let y = args.y.cast::<u16>().add(at);
+            while i + S::LANES <= n {
+                s.store_f16(y.add(i), s.load(x.add(i)));
+                i += S::LANES;
+            }
+            if i < n {
+                let mut last = [0u16; MOST_LANES];
+                s.store_f16(last.as_mut_ptr(), s.load_first(x.add(i), n - i));
+                last.as_ptr().copy_to_nonoverlapping(y.add(i), n - i);
             }
         }
-    }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_run(args, run) }
+}
+
+/// Copies runs, quantizing each to a record of int8 codes and a scale.
+///
+/// # Safety
+/// As [`copy_rows`].
+#[inline(always)]
+pub(crate) unsafe fn copy_rows_i8<S: Simd>(s: S, args: &CopyRowsArgs) {
+    let n = args.n as usize;
+    let run = |x: *const f32, at: usize| {
+        let mut i = 0;
+        // SAFETY: runs have n elements, records `kv_row_bytes(n)`; a vector that would end past the codes goes through memory
+        // of its own.
+        unsafe {
+            let y = args.y.cast::<i8>().add(at);
+            let (inverse, scale) = factors(largest_size(s, x, n));
+            let inverse = s.splat(inverse);
+            while i + S::LANES <= n {
+                s.store_i8(y.add(i), codes(s, s.load(x.add(i)), inverse));
+                i += S::LANES;
+            }
+            if i < n {
+                let mut last = [0i8; MOST_LANES];
+                s.store_i8(last.as_mut_ptr(), codes(s, s.load_first(x.add(i), n - i), inverse));
+                last.as_ptr().copy_to_nonoverlapping(y.add(i), n - i);
+            }
+            y.add(n).write_bytes(0, scale_at(n) - n);
+            y.add(scale_at(n)).cast::<f32>().write_unaligned(scale);
+        }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_run(args, run) }
 }
 
 /// `y[i, :] = x[index[i], :]`.

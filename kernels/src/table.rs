@@ -7,7 +7,7 @@
 use crate::args::KernelFn;
 use crate::features::{FeatureSet, Isa};
 use crate::quant::{self, I4, I8, QuantLayout};
-use crate::simd::{F16, F32};
+use crate::simd::{Codes, F16, F32};
 use crate::{attend, embed, gemm, route, rows, select as policy};
 
 /// The operations, each with the name that begins its kernels' names.
@@ -97,10 +97,10 @@ kernel_ops! {
     MeanRows = "mean_rows";
 }
 
-/// How the weights or the table that a kernel reads are stored.
+/// How the weights, the table or the KV cache of a kernel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WeightType {
-    /// The kernel reads none.
+    /// The kernel has none, or a cache of plain f32.
     None,
     /// IEEE binary32.
     F32,
@@ -192,6 +192,12 @@ macro_rules! compile {
     (Neon $name:ident $kernel:expr) => {
         compile!(@simd "aarch64", Neon, "neon", $name, $kernel);
     };
+    (Dotprod $name:ident $kernel:expr) => {
+        compile!(@simd "aarch64", Dotprod, "neon,dotprod", $name, $kernel);
+    };
+    (I8mm $name:ident $kernel:expr) => {
+        compile!(@simd "aarch64", I8mm, "neon,dotprod,i8mm", $name, $kernel);
+    };
     (Avx2 $name:ident $kernel:expr) => {
         compile!(@simd "x86_64", Avx2, "avx,avx2,fma,f16c", $name, $kernel);
     };
@@ -225,6 +231,12 @@ macro_rules! pointer {
         Some($name as KernelFn)
     };
     (Neon $name:ident) => {
+        pointer!(@simd "aarch64", $name)
+    };
+    (Dotprod $name:ident) => {
+        pointer!(@simd "aarch64", $name)
+    };
+    (I8mm $name:ident) => {
         pointer!(@simd "aarch64", $name)
     };
     ($x86:ident $name:ident) => {
@@ -325,48 +337,72 @@ kernel_table! {
         Avx512Vnni (12, 32, 4) gemm_i8_i8_12x32_avx512vnni = quant::gemm::<_, I8, 12, 2>;
         AvxVnni (6, 16, 4) gemm_i8_i8_6x16_avxvnni = quant::gemm::<_, I8, 6, 2>;
         Avx2 (5, 16, 4) gemm_i8_i8_5x16_avx2 = quant::gemm::<_, I8, 5, 2>;
+        I8mm (8, 8, 8) gemm_i8_i8_8x8_i8mm = quant::gemm::<_, I8, 8, 2>;
+        Dotprod (8, 8, 4) gemm_i8_i8_8x8_dotprod = quant::gemm::<_, I8, 8, 2>;
+        Neon (4, 8, 16) gemm_i8_i8_4x8_neon = quant::gemm::<_, I8, 4, 2>;
         Scalar (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
     }
     Gemm I4 "c (+)= scale · a·wᵀ, a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_i8_i4_12x32_avx512vnni = quant::gemm::<_, I4, 12, 2>;
         AvxVnni (5, 16, 4) gemm_i8_i4_5x16_avxvnni = quant::gemm::<_, I4, 5, 2>;
         Avx2 (4, 16, 4) gemm_i8_i4_4x16_avx2 = quant::gemm::<_, I4, 4, 2>;
+        I8mm (8, 8, 8) gemm_i8_i4_8x8_i8mm = quant::gemm::<_, I4, 8, 2>;
+        Dotprod (8, 8, 4) gemm_i8_i4_8x8_dotprod = quant::gemm::<_, I4, 8, 2>;
+        Neon (4, 8, 16) gemm_i8_i4_4x8_neon = quant::gemm::<_, I4, 4, 2>;
         Scalar (4, 8, 4) gemm_i8_i4_4x8_scalar = quant::gemm::<_, I4, 4, 8>;
     }
     Gemv I8 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_i8_i8_1x32_avx512vnni = quant::gemv::<_, I8, 2>;
         AvxVnni (1, 16, 4) gemv_i8_i8_1x16_avxvnni = quant::gemv::<_, I8, 2>;
         Avx2 (1, 16, 4) gemv_i8_i8_1x16_avx2 = quant::gemv::<_, I8, 2>;
+        I8mm (1, 8, 8) gemv_i8_i8_1x8_i8mm = quant::gemv::<_, I8, 2>;
+        Dotprod (1, 8, 4) gemv_i8_i8_1x8_dotprod = quant::gemv::<_, I8, 2>;
+        Neon (1, 8, 16) gemv_i8_i8_1x8_neon = quant::gemv::<_, I8, 2>;
         Scalar (1, 8, 4) gemv_i8_i8_1x8_scalar = quant::gemv::<_, I8, 8>;
     }
     Gemv I4 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_i8_i4_1x32_avx512vnni = quant::gemv::<_, I4, 2>;
         AvxVnni (1, 16, 4) gemv_i8_i4_1x16_avxvnni = quant::gemv::<_, I4, 2>;
         Avx2 (1, 16, 4) gemv_i8_i4_1x16_avx2 = quant::gemv::<_, I4, 2>;
+        I8mm (1, 8, 8) gemv_i8_i4_1x8_i8mm = quant::gemv::<_, I4, 2>;
+        Dotprod (1, 8, 4) gemv_i8_i4_1x8_dotprod = quant::gemv::<_, I4, 2>;
+        Neon (1, 8, 16) gemv_i8_i4_1x8_neon = quant::gemv::<_, I4, 2>;
         Scalar (1, 8, 4) gemv_i8_i4_1x8_scalar = quant::gemv::<_, I4, 8>;
     }
     GemmSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i8_12x32_avx512vnni = quant::gemm_swiglu::<_, I8, 12, 2>;
         AvxVnni (6, 16, 4) gemm_swiglu_i8_i8_6x16_avxvnni = quant::gemm_swiglu::<_, I8, 6, 2>;
         Avx2 (5, 16, 4) gemm_swiglu_i8_i8_5x16_avx2 = quant::gemm_swiglu::<_, I8, 5, 2>;
+        I8mm (8, 8, 8) gemm_swiglu_i8_i8_8x8_i8mm = quant::gemm_swiglu::<_, I8, 8, 2>;
+        Dotprod (8, 8, 4) gemm_swiglu_i8_i8_8x8_dotprod = quant::gemm_swiglu::<_, I8, 8, 2>;
+        Neon (4, 8, 16) gemm_swiglu_i8_i8_4x8_neon = quant::gemm_swiglu::<_, I8, 4, 2>;
         Scalar (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
     }
     GemmSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i4_12x32_avx512vnni = quant::gemm_swiglu::<_, I4, 12, 2>;
         AvxVnni (5, 16, 4) gemm_swiglu_i8_i4_5x16_avxvnni = quant::gemm_swiglu::<_, I4, 5, 2>;
         Avx2 (4, 16, 4) gemm_swiglu_i8_i4_4x16_avx2 = quant::gemm_swiglu::<_, I4, 4, 2>;
+        I8mm (8, 8, 8) gemm_swiglu_i8_i4_8x8_i8mm = quant::gemm_swiglu::<_, I4, 8, 2>;
+        Dotprod (8, 8, 4) gemm_swiglu_i8_i4_8x8_dotprod = quant::gemm_swiglu::<_, I4, 8, 2>;
+        Neon (4, 8, 16) gemm_swiglu_i8_i4_4x8_neon = quant::gemm_swiglu::<_, I4, 4, 2>;
         Scalar (4, 8, 4) gemm_swiglu_i8_i4_4x8_scalar = quant::gemm_swiglu::<_, I4, 4, 8>;
     }
     GemvSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i8_1x32_avx512vnni = quant::gemv_swiglu::<_, I8, 2>;
         AvxVnni (1, 16, 4) gemv_swiglu_i8_i8_1x16_avxvnni = quant::gemv_swiglu::<_, I8, 2>;
         Avx2 (1, 16, 4) gemv_swiglu_i8_i8_1x16_avx2 = quant::gemv_swiglu::<_, I8, 2>;
+        I8mm (1, 8, 8) gemv_swiglu_i8_i8_1x8_i8mm = quant::gemv_swiglu::<_, I8, 2>;
+        Dotprod (1, 8, 4) gemv_swiglu_i8_i8_1x8_dotprod = quant::gemv_swiglu::<_, I8, 2>;
+        Neon (1, 8, 16) gemv_swiglu_i8_i8_1x8_neon = quant::gemv_swiglu::<_, I8, 2>;
         Scalar (1, 8, 4) gemv_swiglu_i8_i8_1x8_scalar = quant::gemv_swiglu::<_, I8, 8>;
     }
     GemvSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i4_1x32_avx512vnni = quant::gemv_swiglu::<_, I4, 2>;
         AvxVnni (1, 16, 4) gemv_swiglu_i8_i4_1x16_avxvnni = quant::gemv_swiglu::<_, I4, 2>;
         Avx2 (1, 16, 4) gemv_swiglu_i8_i4_1x16_avx2 = quant::gemv_swiglu::<_, I4, 2>;
+        I8mm (1, 8, 8) gemv_swiglu_i8_i4_1x8_i8mm = quant::gemv_swiglu::<_, I4, 2>;
+        Dotprod (1, 8, 4) gemv_swiglu_i8_i4_1x8_dotprod = quant::gemv_swiglu::<_, I4, 2>;
+        Neon (1, 8, 16) gemv_swiglu_i8_i4_1x8_neon = quant::gemv_swiglu::<_, I4, 2>;
         Scalar (1, 8, 4) gemv_swiglu_i8_i4_1x8_scalar = quant::gemv_swiglu::<_, I4, 8>;
     }
     QuantizeRows None "q = round(x · 127 / amax), scale = amax / 127" {
@@ -420,17 +456,53 @@ kernel_table! {
     CopyRows None "y = x, strided runs" {
         Scalar (0, 0) copy_rows_scalar = rows::copy_rows;
     }
+    CopyRows F16 "y = x as binary16, strided runs" {
+        Avx512 (0, 0) copy_rows_f32_f16_avx512 = rows::copy_rows_f16;
+        Avx2 (0, 0) copy_rows_f32_f16_avx2 = rows::copy_rows_f16;
+        Neon (0, 0) copy_rows_f32_f16_neon = rows::copy_rows_f16;
+        Scalar (0, 0) copy_rows_f32_f16_scalar = rows::copy_rows_f16;
+    }
+    CopyRows I8 "y = x as codes and scale, strided runs" {
+        Avx512 (0, 0) copy_rows_f32_i8_avx512 = rows::copy_rows_i8;
+        Avx2 (0, 0) copy_rows_f32_i8_avx2 = rows::copy_rows_i8;
+        Neon (0, 0) copy_rows_f32_i8_neon = rows::copy_rows_i8;
+        Scalar (0, 0) copy_rows_f32_i8_scalar = rows::copy_rows_i8;
+    }
     AttendRange None "y = softmax(scale · q·kᵀ)·v over a range of keys" {
-        Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range::<_, 8, 2>;
-        Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range::<_, 4, 2>;
-        Neon (0, 0) attend_range_f32_neon = attend::attend_range::<_, 8, 2>;
-        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range::<_, 4, 8>;
+        Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range::<_, F32, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range::<_, F32, 4, 2>;
+        Neon (0, 0) attend_range_f32_neon = attend::attend_range::<_, F32, 8, 2>;
+        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range::<_, F32, 4, 8>;
+    }
+    AttendRange F16 "y = softmax(scale · q·kᵀ)·v over a range of keys, cache in binary16" {
+        Avx512 (0, 0) attend_range_f32_f16_avx512 = attend::attend_range::<_, F16, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_f16_avx2 = attend::attend_range::<_, F16, 4, 2>;
+        Neon (0, 0) attend_range_f32_f16_neon = attend::attend_range::<_, F16, 8, 2>;
+        Scalar (0, 0) attend_range_f32_f16_scalar = attend::attend_range::<_, F16, 4, 8>;
+    }
+    AttendRange I8 "y = softmax(scale · q·kᵀ)·v over a range of keys, cache in int8" {
+        Avx512 (0, 0) attend_range_f32_i8_avx512 = attend::attend_range::<_, Codes, 8, 2>;
+        Avx2 (0, 0) attend_range_f32_i8_avx2 = attend::attend_range::<_, Codes, 4, 2>;
+        Neon (0, 0) attend_range_f32_i8_neon = attend::attend_range::<_, Codes, 8, 2>;
+        Scalar (0, 0) attend_range_f32_i8_scalar = attend::attend_range::<_, Codes, 4, 8>;
     }
     AttendClustered None "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster" {
-        Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered::<_, 8, 2>;
-        Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered::<_, 4, 2>;
-        Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered::<_, 8, 2>;
-        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, 4, 8>;
+        Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered::<_, F32, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered::<_, F32, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered::<_, F32, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, F32, 4, 8>;
+    }
+    AttendClustered F16 "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster, cache in binary16" {
+        Avx512 (0, 0) attend_clustered_f32_f16_avx512 = attend::attend_clustered::<_, F16, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_f16_avx2 = attend::attend_clustered::<_, F16, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_f16_neon = attend::attend_clustered::<_, F16, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_f16_scalar = attend::attend_clustered::<_, F16, 4, 8>;
+    }
+    AttendClustered I8 "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster, cache in int8" {
+        Avx512 (0, 0) attend_clustered_f32_i8_avx512 = attend::attend_clustered::<_, Codes, 8, 2>;
+        Avx2 (0, 0) attend_clustered_f32_i8_avx2 = attend::attend_clustered::<_, Codes, 4, 2>;
+        Neon (0, 0) attend_clustered_f32_i8_neon = attend::attend_clustered::<_, Codes, 8, 2>;
+        Scalar (0, 0) attend_clustered_f32_i8_scalar = attend::attend_clustered::<_, Codes, 4, 8>;
     }
     ClusterAppend None "previous[t] = last[cluster]; last[cluster] = t" {
         Scalar (0, 0) cluster_append_scalar = route::cluster_append;

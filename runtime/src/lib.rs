@@ -46,6 +46,8 @@ mod session;
 mod short_text;
 #[cfg(feature = "text")]
 mod text;
+#[cfg(feature = "text")]
+mod tokenizer_file;
 mod view;
 
 pub use error::{LoadError, RunError};
@@ -67,7 +69,9 @@ pub use sampler::{Sampler, SamplerOptions, greedy};
 pub use session::{Session, SessionError, Tensor, TensorData};
 pub use short_text::ShortText;
 #[cfg(feature = "text")]
-pub use text::{GenerateOptions, Generated, Progress, Stop, TextError, TextStream, Tokenizer, generate};
+pub use text::{
+    GenerateOptions, Generated, Progress, Stop, TextError, TextStream, Tokenizer, generate, panic_is_contained,
+};
 pub use view::View;
 
 #[cfg(target_endian = "big")]

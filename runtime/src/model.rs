@@ -110,7 +110,13 @@ fn file_bytes(path: &Path, file: &File) -> Result<u64, OpenError> {
     Ok(metadata.len())
 }
 
+/// Only files are opened: a pipe would be waited for, and neither it nor a device can be mapped.
 fn open_file(path: &Path) -> Result<File, OpenError> {
+    let metadata = std::fs::metadata(path).map_err(at(path, "open it"))?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a folder" } else { "a device or a pipe" };
+        return Err(at(path, "open it")(io::Error::other(what)));
+    }
     File::open(path).map_err(at(path, "open it"))
 }
 

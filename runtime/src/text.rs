@@ -2,15 +2,19 @@
 
 use std::{
     boxed::Box,
+    cell::Cell,
     error::Error,
+    format,
+    panic::{AssertUnwindSafe, catch_unwind},
     string::{String, ToString},
+    thread_local,
     vec::Vec,
 };
 
 use lapidary_format::{Artifact, ManifestFlags, NO_INDEX};
 use thiserror::Error;
 
-use crate::{RunError, Sampler, Session, ShortText};
+use crate::{RunError, Sampler, Session, ShortText, tokenizer_file};
 
 /// Name of the token that ends a text, when the manifest names none.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -44,8 +48,25 @@ pub enum TextError {
     },
 }
 
-fn tokenizer_error(doing: &'static str) -> impl FnOnce(tokenizers::Error) -> TextError {
-    move |source| TextError::Tokenizer { doing, source }
+thread_local! {
+    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is where a panic becomes a [`TextError`]: a panic hook need not speak of it.
+pub fn panic_is_contained() -> bool {
+    CONTAINED.get()
+}
+
+/// Calls the library, which panics on some broken files. A build whose panics abort ends here instead.
+fn contained<T>(doing: &'static str, call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, TextError> {
+    let outer = CONTAINED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    CONTAINED.set(outer);
+    let result = result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(format!("a tokenizer that contradicts itself ({})", text.unwrap_or("no reason given")).into())
+    });
+    result.map_err(|source| TextError::Tokenizer { doing, source: tokenizer_file::short(&source.to_string()).into() })
 }
 
 /// A model's tokenizer.
@@ -68,7 +89,9 @@ impl Tokenizer {
 
     /// A tokenizer from the bytes of `tokenizer.json`.
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(tokenizer_error("read"))?;
+        let checked = tokenizer_file::checked(json);
+        let checked = checked.map_err(|message| TextError::Tokenizer { doing: "read", source: message.into() })?;
+        let inner = contained("read", || tokenizers::Tokenizer::from_bytes(checked))?;
         let end_token = inner.token_to_id(END_OF_TEXT);
         Ok(Self { inner, end_token })
     }
@@ -80,15 +103,12 @@ impl Tokenizer {
 
     /// The ids of a text, with the special tokens that the tokenizer adds.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner.encode_fast(text, true);
-        let encoding = encoding.map_err(tokenizer_error("encode"))?;
-        Ok(encoding.get_ids().to_vec())
+        contained("encode", || Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec()))
     }
 
     /// The text of ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        let text = self.inner.decode(ids, true);
-        text.map_err(tokenizer_error("decode"))
+        contained("decode", || self.inner.decode(ids, true))
     }
 
     /// A token as the vocabulary spells it.

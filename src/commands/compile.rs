@@ -1,12 +1,14 @@
 //! `lapidary compile`.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use lapidary_compiler::ir::Phase;
 use lapidary_compiler::passes::{self, StopAfter};
 use lapidary_compiler::plan::render;
+use lapidary_format::replace_file;
 
 use crate::cli::{CompileArgs, Format};
 use crate::failure::{Unsupported, Usage};
@@ -16,7 +18,8 @@ use crate::ui::Ui;
 /// Compiles a model, or stops at a phase and prints the graph.
 pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let start = Summary::start();
-    let options = Options::new(&args.target, &args.quant, args.max_tokens, args.chunk_tokens)?;
+    let options =
+        Options::new(&args.target, args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     match args.emit.as_str() {
         "lapis" | "ir" => {}
         "exe" | "object" | "image" | "asm" => {
@@ -104,12 +107,9 @@ fn passes_alone(args: &CompileArgs, options: &Options, names: &[String]) -> anyh
 
 /// Writes text under another name and renames it.
 fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let temporary = crate::ui::temporary_in(folder)?;
-    std::fs::write(temporary.path(), text)?;
-    temporary.persist(path)?;
-    Ok(())
+    model::create_folder_of(path)?;
+    let written: io::Result<()> = replace_file(path, |file| file.write_all(text.as_bytes()));
+    written.with_context(|| format!("{}: cannot be written", path.display()))
 }
 
 /// Where a pass fired, and why it did not where it might have.

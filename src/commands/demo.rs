@@ -31,7 +31,7 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let folder = bundled_model()?;
     let start = Summary::start();
     println!("1. compile {MODEL} for this machine\n");
-    let options = Options::new("native", "none", None, None)?;
+    let options = Options::new("native", None, None, None, None)?;
     let planned = model::plan(model::load(&folder.to_string_lossy())?, options, ui)?;
     let lowered = planned.lower()?;
     let temporary = tempfile::tempdir().context("a temporary folder cannot be created")?;

@@ -1,10 +1,12 @@
 //! `lapidary profile`.
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use lapidary_format::replace_file;
 use lapidary_runtime::Tokenizer;
 
 use crate::cli::{Format, ProfileArgs};
@@ -34,10 +36,11 @@ pub fn run(args: &ProfileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let measured = profile::measure(&mut session, threads, &workload)?;
     spinner.finish_and_clear();
     if let Some(path) = &args.trace {
-        write(path, |out| Ok(profile::trace::write(out, model.artifact(), &measured.timeline)?))?;
+        write(path, |out| profile::trace::write(out, model.artifact(), &measured.timeline))?;
     }
     if let Some(path) = &args.report {
-        write(path, |out| Ok(out.write_all(profile::report::render(model.artifact(), &measured)?.as_bytes())?))?;
+        let page = profile::report::render(model.artifact(), &measured)?;
+        write(path, |out| out.write_all(page.as_bytes()))?;
     }
     match args.format {
         Format::Json => println!("{:#}", serde_json::to_value(&measured.profile)?),
@@ -47,20 +50,16 @@ pub fn run(args: &ProfileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
 }
 
 /// A file that appears under its name when it is complete.
-fn write(
-    path: &Path,
-    content: impl FnOnce(&mut BufWriter<&std::fs::File>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn write(path: &Path, content: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> anyhow::Result<()> {
     let place = || format!("{}: cannot be written", path.display());
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(place)?;
-    let temporary = crate::ui::temporary_in(folder).with_context(place)?;
-    let mut out = BufWriter::new(temporary.as_file());
-    content(&mut out).with_context(place)?;
-    out.flush().with_context(place)?;
-    drop(out);
-    temporary.persist(path).with_context(place)?;
-    Ok(())
+    let written = replace_file(path, |file| {
+        let mut out = BufWriter::new(file);
+        content(&mut out)?;
+        out.flush()
+    });
+    written.with_context(place)
 }
 
 fn percent(share: f64) -> String {

@@ -1,23 +1,29 @@
 //! `lapidary run`.
 
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use lapidary_format::{Head, Manifest, abi::Counter};
+use lapidary_format::{Head, Manifest, abi::Counter, replace_file};
 use lapidary_runtime::{
-    GenerateOptions, Progress, RunError, Sampler, SamplerOptions, Session, Stop, TensorData, TextError, Tokenizer,
-    generate,
+    GenerateOptions, Progress, RunError, Sampler, SamplerOptions, Session, Stop, Tensor, TensorData, TextError,
+    Tokenizer, generate,
 };
-use ndarray::{Array1, Array2};
-use ndarray_npy::{NpzWriter, ReadNpyExt};
+use ndarray::Array2;
+use ndarray_npy::{NpzWriter, WritableElement};
 
 use crate::cli::RunArgs;
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
+use crate::reference;
 use crate::routing::{self, Recording};
 use crate::ui::{self, Ui};
+
+/// Longest `.npy` of token ids: more than the longest sequence of any model.
+const MAX_IDS_BYTES: u64 = 64 << 20;
 
 /// Generates, classifies, embeds, or runs plain tensors.
 pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
@@ -146,35 +152,41 @@ pub fn read_ids(input: &str) -> anyhow::Result<Vec<u32>> {
     let Some(("ids", file)) = input.split_once("=@") else {
         bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
     };
-    let opened = std::fs::File::open(file).with_context(|| format!("{file}: cannot be opened"))?;
-    let ids: Array1<i64> = Array1::read_npy(opened).with_context(|| format!("{file}: wanted int64 [T]"))?;
-    ids.iter()
-        .enumerate()
-        .map(|(i, id)| {
-            u32::try_from(*id).with_context(|| format!("{file}: element {i}: wanted a token id, found {id}"))
-        })
-        .collect()
+    let bytes = crate::npy::read_file(Path::new(file), MAX_IDS_BYTES)?;
+    reference::token_ids(&bytes).with_context(|| file.to_string())
 }
 
-/// `ids=@x.npy` → every output into an `.npz`, written under another name and renamed.
+/// `ids=@x.npy` → every output into an `.npz`, which appears under its name when complete.
 fn plain_tensors(session: &mut Session, input: &str, output: &Path, after_call: AfterCall<'_>) -> anyhow::Result<()> {
     let ids = read_ids(input)?;
     let tensors = session.forward_all_with(&ids, after_call)?;
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = crate::ui::temporary_in(folder)
-        .with_context(|| format!("{}: a file beside it cannot be created", output.display()))?;
-    let mut npz = NpzWriter::new(temporary.as_file_mut());
+    replace_file(output, |file| write_npz(file, tensors))
+        .with_context(|| format!("{}: cannot be written", output.display()))?;
+    Ok(())
+}
+
+fn write_npz(file: &mut File, tensors: Vec<Tensor>) -> io::Result<()> {
+    let mut npz = NpzWriter::new(BufWriter::new(file));
     for tensor in tensors {
         let shape = (tensor.rows, tensor.columns);
-        let (name, place) = (tensor.name.as_str(), || format!("{}: array {}", output.display(), tensor.name));
+        let name = tensor.name.as_str();
+        let place = |error: &dyn std::fmt::Display| io::Error::other(format!("array {name}: {error}"));
         match tensor.data {
-            TensorData::F32(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
-            TensorData::U8(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
-            TensorData::U32(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
+            TensorData::F32(data) => add(&mut npz, name, shape, data),
+            TensorData::U8(data) => add(&mut npz, name, shape, data),
+            TensorData::U32(data) => add(&mut npz, name, shape, data),
         }
-        .with_context(place)?;
+        .map_err(|error| place(&error))?;
     }
-    npz.finish().with_context(|| format!("{}: cannot be written", output.display()))?;
-    temporary.persist(output).with_context(|| format!("{}: cannot be renamed into place", output.display()))?;
-    Ok(())
+    let mut file = npz.finish().map_err(io::Error::other)?;
+    file.flush()
+}
+
+fn add<T: WritableElement>(
+    npz: &mut NpzWriter<BufWriter<&mut File>>,
+    name: &str,
+    shape: (usize, usize),
+    data: Vec<T>,
+) -> anyhow::Result<()> {
+    Ok(npz.add_array(name, &Array2::from_shape_vec(shape, data)?)?)
 }

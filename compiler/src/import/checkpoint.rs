@@ -1,7 +1,6 @@
 //! Tensors in `*.safetensors` files, mapped into memory and read row by row.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
@@ -72,7 +71,7 @@ impl Checkpoint {
 
     fn add_file(&mut self, path: PathBuf) -> Result<(), ImportError> {
         let io = |source| ImportError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
+        let file = super::open_file(&path).map_err(io)?;
         // SAFETY: the map is only ever read as bytes. Changing the file meanwhile is outside of what can be guarded
         // against, as for every program that maps its input; every access stays within the length mapped here.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;

@@ -22,7 +22,7 @@ use checkpoint::Checkpoint;
 pub use config::{AttentionConfig, ConfigError, GemConfig, ScarConfig, TokenRouterConfig};
 pub use emit::{ImportOptions, emit};
 pub use presets::{PRESETS, Preset, PresetWeights, Sizes, preset, preset_config};
-pub use tensors::{TensorSpec, tensors};
+pub use tensors::{TensorSpec, tensor_count, tensors};
 
 /// Largest `config.json` and `tokenizer.json`, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -127,8 +127,10 @@ pub fn load_gem(folder: &Path, options: &ImportOptions) -> Result<ImportedModel,
     let text = read_text(&config_path, MAX_CONFIG_BYTES)?;
     let in_config = |error| ImportError::Config { path: folder.into(), error };
     let config = GemConfig::parse(&text).map_err(in_config)?;
-    let specs = tensors(&config).map_err(in_config)?;
     let checkpoint = Checkpoint::open(folder)?;
+    // Before the list of what is wanted, which a small config can make very long, is made.
+    check_tensor_count(folder, &checkpoint, tensor_count(&config))?;
+    let specs = tensors(&config).map_err(in_config)?;
     check_tensors(folder, &checkpoint, &specs)?;
 
     let name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
@@ -141,7 +143,7 @@ pub fn load_gem(folder: &Path, options: &ImportOptions) -> Result<ImportedModel,
     graph.info.source_digest = digest_of(&graph.info.config_json, &checkpoint);
 
     let tokenizer_path = folder.join("tokenizer.json");
-    let tokenizer = match tokenizer_path.is_file() {
+    let tokenizer = match tokenizer_path.exists() {
         true => Some(read_bytes(&tokenizer_path, MAX_TOKENIZER_BYTES)?),
         false => None,
     };
@@ -160,6 +162,19 @@ fn digest_of(config: &str, checkpoint: &Checkpoint) -> [u8; 32] {
     digest.add(config.as_bytes());
     checkpoint.file_bytes().for_each(|bytes| digest.add(bytes));
     digest.finish()
+}
+
+/// More tensors may be wanted than there are, which is then said by name, but not by far.
+fn check_tensor_count(folder: &Path, checkpoint: &Checkpoint, wanted: u64) -> Result<(), ImportError> {
+    const FEW: u64 = 1000;
+    let found = checkpoint.tensors().count() as u64;
+    match wanted <= found + FEW {
+        true => Ok(()),
+        false => Err(ImportError::File {
+            path: folder.into(),
+            message: format!("tensors: wanted {wanted}, as config.json says, found {found}"),
+        }),
+    }
 }
 
 /// Every expected tensor is there with its shape, and no other.
@@ -232,10 +247,22 @@ impl Digest {
     }
 }
 
+/// Opens a file and nothing else: a pipe would be waited for, and a device may never end.
+fn open_file(path: &Path) -> std::io::Result<std::fs::File> {
+    let metadata = std::fs::metadata(path)?;
+    match metadata.is_file() {
+        true => std::fs::File::open(path),
+        false => {
+            let found = if metadata.is_dir() { "a folder" } else { "a device or a pipe" };
+            Err(std::io::Error::other(format!("wanted a regular file, found {found}")))
+        }
+    }
+}
+
 fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, ImportError> {
     let io = |source| ImportError::Io { path: path.into(), source };
     let mut out = Vec::new();
-    let file = std::fs::File::open(path).map_err(io)?;
+    let file = open_file(path).map_err(io)?;
     file.take(max_bytes + 1).read_to_end(&mut out).map_err(io)?;
     match out.len() as u64 > max_bytes {
         true => Err(ImportError::File {

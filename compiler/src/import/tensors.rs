@@ -23,6 +23,21 @@ impl TensorSpec {
     }
 }
 
+/// How many tensors a model has.
+pub fn tensor_count(config: &GemConfig) -> u64 {
+    // Two norms, SCAR's query and keys, four of attention, the general path's three; values and their projection.
+    let memory = if config.scar.memory { 2 } else { 0 };
+    let per_layer = 11 + memory + 3 * config.scar.num_clusters;
+    let router = config.token_router.as_ref().map_or(0, |t| 3 + 8 * t.num_layers);
+    let head = match config.head {
+        HeadKind::CausalLm => u64::from(!config.tie_word_embeddings),
+        HeadKind::SequenceClassification => 1,
+        HeadKind::Embedding => 0,
+    };
+    // Every factor is bounded by the config's checks, so these products fit 64 bits.
+    2 + router + per_layer * config.num_hidden_layers + head
+}
+
 /// All tensors of a model, in the order of the graph.
 ///
 /// # Errors
@@ -30,10 +45,7 @@ impl TensorSpec {
 pub fn tensors(config: &GemConfig) -> Result<Vec<TensorSpec>, ConfigError> {
     let too_large =
         |key: &str, wanted: String, found: u64| Err(ConfigError { key: key.into(), wanted, found: found.to_string() });
-    let c = &config.scar;
-    let per_layer = 13 + 3 * c.num_clusters;
-    // Every factor is bounded by the config's checks, so these products fit 64 bits.
-    let count = per_layer * config.num_hidden_layers + 16 * config.token_router.as_ref().map_or(0, |t| t.num_layers);
+    let count = tensor_count(config);
     if count > limits::MAX_ENTITIES as u64 / 2 {
         let wanted = format!("layers and clusters of at most {} tensors", limits::MAX_ENTITIES / 2);
         return too_large("num_hidden_layers", wanted, count);
@@ -58,6 +70,7 @@ pub fn tensors(config: &GemConfig) -> Result<Vec<TensorSpec>, ConfigError> {
             return too_large(&format!("sizes of {}", spec.name), wanted, total);
         }
     }
+    debug_assert_eq!(list.out.len() as u64, count);
     Ok(list.out)
 }
 

@@ -6,7 +6,7 @@ use super::{
     Component, DType, Dim, Graph, Node, NodeId, Operand, Phase, Storage, SymbolId, TensorType, Weight, WeightDef,
     limits,
 };
-use crate::ops::{InferCx, Op, check_schema, mismatch};
+use crate::ops::{InferCx, Op, check_schema, mismatch, shortened};
 
 /// What is wrong with a graph, and where: `place: what: wanted …, found …`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -320,7 +320,7 @@ impl Graph {
 }
 
 fn error(place: String, message: String) -> VerifyError {
-    VerifyError { place, message }
+    VerifyError { place: shortened(place), message: shortened(message) }
 }
 
 /// Letters, digits and `_`, not starting with a digit.

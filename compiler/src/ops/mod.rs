@@ -24,6 +24,7 @@ use crate::interp::Tensor;
 use crate::ir::{AttrKind, KvStorage, TensorType};
 pub use eval::EvalCx;
 pub use route::{POLICIES, Policy, select_bound, select_capacity};
+pub(crate) use schema::shortened;
 pub use schema::{InferCx, check_schema, mismatch};
 
 /// A shape rule: from a node's operands and attributes to the types of its results.

@@ -8,6 +8,14 @@ pub fn mismatch(what: &str, wanted: impl std::fmt::Display, found: impl std::fmt
     format!("{what}: wanted {wanted}, found {found}")
 }
 
+/// A message that quotes a file in part: whatever it quotes, it stays short.
+pub(crate) fn shortened(message: String) -> String {
+    match message.char_indices().nth(1000) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message,
+    }
+}
+
 /// Holds operands and attributes to the op's row: count, kind, existence; never their shapes.
 pub fn check_schema(graph: &Graph, op: Op, operands: &[Operand], attrs: &Attrs) -> Result<(), String> {
     check_operands(graph, op, operands)?;

@@ -13,10 +13,11 @@ use crate::ir::{Int4Group, Storage};
 /// Adding and subtracting this rounds numbers below 2^22 in magnitude to integers, half to even.
 const ROUND: f32 = 12_582_912.0;
 
-/// How much smaller than max-abs the scales of an int8 row are that are tried: steps of 1/64.
+/// The scales of an int8 row that are tried are `(1 − i/64) · amax / 127`, i from 0 to this.
 const INT8_STEPS: u32 = 4;
-/// The same for an int4 group: the largest magnitude goes to `8 − i/2`, i from 0, with either sign.
-const INT4_STEPS: u32 = 7;
+/// The scales of an int4 group that are tried are `±amax / (10 − i/2)`, so many i from 0: down to 6, up to 10, where what
+/// is beyond −8..=7 is cut off.
+const INT4_STEPS: u32 = 9;
 /// Rounds of least squares after the list.
 const REFINEMENTS: u32 = 4;
 
@@ -162,7 +163,7 @@ pub fn quantize_int4(x: &[f32], group: Int4Group, importance: Option<&[f32]>) ->
             continue;
         }
         let steps = (0..INT4_STEPS).flat_map(|i| {
-            let scale = amax / (8.0 - i as f32 / 2.0);
+            let scale = amax / (10.0 - i as f32 / 2.0);
             [scale, -scale]
         });
         let scale = range.search(x, amax, steps, round_scale);

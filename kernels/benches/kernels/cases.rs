@@ -3,7 +3,7 @@
 use crate::Work;
 use lapidary_kernels::args::*;
 use lapidary_kernels::{
-    KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, packed_bytes, quantized_row_bytes, select,
+    KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, kv_row_bytes, packed_bytes, quantized_row_bytes, select,
 };
 use std::ptr::{from_ref, null};
 
@@ -119,6 +119,27 @@ fn product(row: &KernelRow, function: KernelFn, m: usize, n: usize, k: usize) ->
     work(function, format!("m={m} k={k} n={n}"), 2 * matrices * m * n * k, bytes + 4 * m * (n + k), args)
 }
 
+/// Row stride in stored elements, and bytes of a row, of a cache.
+fn cache_row(cache: WeightType) -> (usize, usize) {
+    match cache {
+        WeightType::F16 => (HEAD, 2 * HEAD),
+        WeightType::I8 => (kv_row_bytes(HEAD), kv_row_bytes(HEAD)),
+        _ => (HEAD, 4 * HEAD),
+    }
+}
+
+/// Keys or values of a head.
+fn cache(cache: WeightType, positions: usize) -> &'static [u8] {
+    match cache {
+        WeightType::F16 | WeightType::I8 => bytes(positions * cache_row(cache).1),
+        _ => {
+            let floats = floats(positions * HEAD);
+            // SAFETY: any bits are bytes.
+            unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
+        }
+    }
+}
+
 fn attend(row: &KernelRow, function: KernelFn, rows: usize, first_position: usize) -> Work {
     let positions = first_position + rows;
     let clustered = row.op == KernelOp::AttendClustered;
@@ -133,12 +154,13 @@ fn attend(row: &KernelRow, function: KernelFn, rows: usize, first_position: usiz
         (window + sinks).min(t + 1) + chain.filter(|&i| i + window <= t && i >= sinks).count()
     };
     let keys: usize = (first_position..positions).map(keys_of).sum();
+    let (ld_kv, row_bytes) = cache_row(row.weight);
     let args = AttendArgs {
         q: floats(rows * HEADS * HEAD).as_ptr(),
         ldq: (HEADS * HEAD) as u64,
-        k: floats(positions * HEAD).as_ptr(),
-        v: floats(positions * HEAD).as_ptr(),
-        ld_kv: HEAD as u64,
+        k: cache(row.weight, positions).as_ptr(),
+        v: cache(row.weight, positions).as_ptr(),
+        ld_kv: ld_kv as u64,
         y: floats(rows * HEADS * HEAD).as_mut_ptr(),
         ldy: (HEADS * HEAD) as u64,
         rows: rows as u64,
@@ -155,7 +177,7 @@ fn attend(row: &KernelRow, function: KernelFn, rows: usize, first_position: usiz
         keys_read: null(),
     };
     let shape = format!("rows={rows} at {first_position}, {HEADS} heads of {HEAD}");
-    work(function, shape, 4 * keys * HEADS * HEAD, 8 * positions * HEAD, args)
+    work(function, shape, 4 * keys * HEADS * HEAD, 2 * positions * row_bytes, args)
 }
 
 /// Element-wise or row-wise, `flops` per element as usually counted.
@@ -245,7 +267,7 @@ fn embed(row: &KernelRow, function: KernelFn) -> Work {
 
 /// Layout of the GEMM that dispatch picks here.
 fn find_layout(weight: WeightType) -> Option<QuantLayout> {
-    let row = select(KernelOp::Gemm, &crate::here(), weight)?;
+    let row = lapidary_kernels::select(KernelOp::Gemm, &crate::here(), weight)?;
     row.quant_layout(group(row))
 }
 
@@ -326,18 +348,20 @@ pub fn of(row: &KernelRow, function: KernelFn) -> Vec<Work> {
             work(function, format!("rows={ROWS} heads={} of {HEAD}", D / HEAD), 3 * ROWS * D, 8 * ROWS * D, args)
         }
         KernelOp::CopyRows => {
+            let (heads, (stride, row_bytes)) = (D / HEAD, cache_row(row.weight));
             let args = CopyRowsArgs {
                 x: floats(ROWS * D).as_ptr(),
                 x_row_stride: D as u64,
                 x_head_stride: HEAD as u64,
-                y: floats(ROWS * D).as_mut_ptr(),
-                y_row_stride: D as u64,
-                y_head_stride: HEAD as u64,
+                y: bytes(ROWS * heads * row_bytes).as_mut_ptr(),
+                y_row_stride: (heads * stride) as u64,
+                y_head_stride: stride as u64,
                 rows: ROWS as u64,
-                heads: (D / HEAD) as u64,
+                heads: heads as u64,
                 n: HEAD as u64,
             };
-            work(function, format!("rows={ROWS} heads={} of {HEAD}", D / HEAD), 0, 8 * ROWS * D, args)
+            let moved = ROWS * (4 * D + heads * row_bytes);
+            work(function, format!("rows={ROWS} heads={heads} of {HEAD}"), 0, moved, args)
         }
         KernelOp::ClusterAppend => {
             let args = ClusterAppendArgs {

@@ -85,20 +85,30 @@ pub fn flops_per_second(isa: Isa) -> f64 {
     let (run, lanes): (fn() -> f32, usize) = match isa {
         Isa::Scalar => (scalar, 1),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (vectors::run_avx2, 8),
+        Isa::Avx2 | Isa::AvxVnni => (vectors::run_avx2, 8),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (vectors::run_avx512, 16),
+        Isa::Avx512 | Isa::Avx512Vnni => (vectors::run_avx512, 16),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => (vectors::run_neon, 4),
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => (vectors::run_neon, 4),
         #[cfg(not(target_arch = "aarch64"))]
-        Isa::Neon => return 0.0,
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => return 0.0,
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => return 0.0,
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Vnni => return 0.0,
     };
     let mut call = || {
         black_box(run());
     };
     (2 * lanes * SUMS * STEPS) as f64 / seconds(&mut call)
+}
+
+/// Operations per second on int8 codes of one core with an instruction set (a multiply-add is two); 0 when it has none.
+pub fn int8_ops_per_second(isa: Isa) -> f64 {
+    let Some(run) = lapidary_kernels::limits::int8_multiply_adds(isa, &crate::here()) else { return 0.0 };
+    let mut done = 0;
+    // SAFETY: `here` are this machine's features.
+    let mut call = || done = unsafe { run(STEPS as u64) };
+    let seconds = seconds(&mut call);
+    2.0 * done as f64 / seconds
 }
 
 /// Bytes per second of one core reading a buffer that no cache keeps.

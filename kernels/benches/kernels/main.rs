@@ -9,7 +9,7 @@
 mod cases;
 mod limits;
 
-use lapidary_kernels::{FeatureSet, Isa, kernels, resolve_for, select};
+use lapidary_kernels::{FeatureSet, Isa, WeightType, kernels, resolve_for, select};
 
 /// Work of one call.
 pub struct Work {
@@ -65,12 +65,11 @@ fn main() {
     let features = here();
     let memory = limits::memory_bytes_per_second();
     println!("memory: {:.1} GB/s read", memory / 1e9);
-    let peak = |isa: Isa| {
-        if features.contains(isa.required()) { limits::flops_per_second(isa) } else { 0.0 }
-    };
-    let peaks: Vec<(Isa, f64)> = Isa::ALL.iter().map(|&isa| (isa, peak(isa))).collect();
-    for (isa, flops) in &peaks {
-        println!("{}: {:.1} GFLOP/s peak", isa.name(), flops / 1e9);
+    let mut peaks = Vec::new();
+    for &isa in Isa::ALL.iter().filter(|isa| features.contains(isa.required())) {
+        let (flops, int8) = (limits::flops_per_second(isa), limits::int8_ops_per_second(isa));
+        println!("{}: {:.1} GFLOP/s peak, int8 {:.1} GOP/s peak", isa.name(), flops / 1e9, int8 / 1e9);
+        peaks.push((isa, flops, int8));
     }
     println!(
         "{:1} {:36} {:34} {:>10} {:>9} {:>6} {:>8} {:>6}",
@@ -87,7 +86,9 @@ fn main() {
         };
         run += 1;
         let picked = select(row.op, &features, row.weight).is_some_and(|best| best.name == row.name);
-        let peak = peaks.iter().find(|(isa, _)| *isa == row.isa).map_or(0.0, |(_, flops)| *flops);
+        let quantized = matches!(row.weight, WeightType::I8 | WeightType::I4);
+        let peak = peaks.iter().find(|(isa, ..)| *isa == row.isa);
+        let peak = peak.map_or(0.0, |&(_, flops, int8)| if quantized { int8 } else { flops });
         for mut work in cases::of(row, function) {
             let seconds = seconds(&mut work.run);
             let (flops, bytes) = (work.flops / seconds, work.bytes / seconds);

@@ -5,15 +5,20 @@
 //!
 //! Queries go in tiles of rows. What all rows of a tile see (most of a causal range or a window) is two small matrix
 //! products per block of keys (`tile`); what only one row sees (its cluster), and everything when there are few queries,
-//! is read key by key (`row`).
+//! is read key by key (`row`). Keys and values are read as the cache stores them (`cache`).
 
+mod cache;
 mod keys;
 mod row;
 mod tile;
 
+pub use cache::kv_row_bytes;
+pub(crate) use cache::scale_at;
+
 use crate::args::AttendArgs;
 use crate::math::{exp, map_row};
 use crate::simd::Simd;
+use cache::Cache;
 use core::sync::atomic::Ordering::Relaxed;
 use keys::{BLOCK_KEYS, Block, Keys};
 
@@ -114,7 +119,7 @@ fn exp_of<S: Simd>(s: S, x: f32) -> f32 {
 /// # Safety
 /// `args` is valid as [`AttendArgs`] says, and `keys` gives keys that exist.
 #[inline(always)]
-unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
+unsafe fn attend<S: Simd, C: Cache, const R: usize, const NV: usize>(
     s: S,
     args: &AttendArgs,
     keys: impl Fn(&AttendArgs, usize) -> Keys,
@@ -139,12 +144,12 @@ unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
             // SAFETY: the tile's rows and heads exist, and so do its keys.
             unsafe {
                 if together {
-                    read += queries.take_ranges::<S, R, NV>(
+                    read += queries.take_ranges::<S, C, R, NV>(
                         s,
                         #[inline(always)]
                         |position| keys(args, position).sinks,
                     );
-                    read += queries.take_ranges::<S, R, NV>(
+                    read += queries.take_ranges::<S, C, R, NV>(
                         s,
                         #[inline(always)]
                         |position| keys(args, position).window,
@@ -161,7 +166,7 @@ unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
                         if block.len == 0 {
                             break;
                         }
-                        queries.take_block(s, row, &block);
+                        queries.take_block::<S, C>(s, row, &block);
                         read += block.len;
                     }
                 }
@@ -183,9 +188,9 @@ unsafe fn attend<S: Simd, const R: usize, const NV: usize>(
 /// # Safety
 /// `args` is valid as [`AttendArgs`] says.
 #[inline(always)]
-pub(crate) unsafe fn attend_range<S: Simd, const R: usize, const NV: usize>(s: S, args: &AttendArgs) {
+pub(crate) unsafe fn attend_range<S: Simd, C: Cache, const R: usize, const NV: usize>(s: S, args: &AttendArgs) {
     // SAFETY: the caller's promise covers the keys of the range.
-    unsafe { attend::<S, R, NV>(s, args, Keys::in_range) }
+    unsafe { attend::<S, C, R, NV>(s, args, Keys::in_range) }
 }
 
 /// Attention over window, sinks and the query's own cluster, `R` queries by `NV` vectors at a time.
@@ -193,7 +198,7 @@ pub(crate) unsafe fn attend_range<S: Simd, const R: usize, const NV: usize>(s: S
 /// # Safety
 /// `args` is valid as [`AttendArgs`] says.
 #[inline(always)]
-pub(crate) unsafe fn attend_clustered<S: Simd, const R: usize, const NV: usize>(s: S, args: &AttendArgs) {
+pub(crate) unsafe fn attend_clustered<S: Simd, C: Cache, const R: usize, const NV: usize>(s: S, args: &AttendArgs) {
     // SAFETY: the caller's promise covers every position up to the query's.
-    unsafe { attend::<S, R, NV>(s, args, Keys::clustered) }
+    unsafe { attend::<S, C, R, NV>(s, args, Keys::clustered) }
 }

@@ -3,6 +3,7 @@
 // Loops over registers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use super::cache::Cache;
 use super::keys::{BLOCK_KEYS, Block};
 use super::{Queries, exp_of};
 use crate::math::{dot, dot4, exp_row, largest};
@@ -14,7 +15,7 @@ impl Queries<'_> {
     /// # Safety
     /// The arguments are valid, and the positions of the block exist.
     #[inline(always)]
-    pub(super) unsafe fn take_block<S: Simd>(&mut self, s: S, row: usize, block: &Block) {
+    pub(super) unsafe fn take_block<S: Simd, C: Cache>(&mut self, s: S, row: usize, block: &Block) {
         let (args, dim, ld) = (self.args, self.args.head_dim as usize, self.args.ld_kv as usize);
         let positions = &block.position[..block.len.min(BLOCK_KEYS)];
         let mut scores = [0.0f32; BLOCK_KEYS];
@@ -22,7 +23,8 @@ impl Queries<'_> {
             // SAFETY: the query and every position of the block exist; `scores` holds a block.
             unsafe {
                 let (q, y) = (self.q(query), self.y(query));
-                score(s, q, args.k, ld, dim, positions, args.scale.value, &mut scores);
+                let (k, v) = (args.k.cast::<C::Elem>(), args.v.cast::<C::Elem>());
+                score::<S, C>(s, q, k, ld, dim, positions, args.scale.value, &mut scores);
                 let state = &mut self.state[query];
                 let max = state.max.max(largest(s, scores.as_ptr(), positions.len()));
                 let keep = state.started.then(
@@ -33,17 +35,22 @@ impl Queries<'_> {
                 state.sum = state.sum * keep.unwrap_or(0.0) + sum;
                 state.max = max;
                 state.started = true;
+                if C::SCALED {
+                    for (weight, &position) in scores.iter_mut().zip(positions) {
+                        *weight *= C::scale(v.add(position * ld), dim);
+                    }
+                }
                 let mut column = 0;
                 while column + 4 * S::LANES <= dim {
-                    add_values::<S, 4>(s, args.v, ld, positions, &scores, y, column, keep);
+                    add_values::<S, C, 4>(s, v, ld, positions, &scores, y, column, keep);
                     column += 4 * S::LANES;
                 }
                 while column + S::LANES <= dim {
-                    add_values::<S, 1>(s, args.v, ld, positions, &scores, y, column, keep);
+                    add_values::<S, C, 1>(s, v, ld, positions, &scores, y, column, keep);
                     column += S::LANES;
                 }
                 if column < dim {
-                    add_last_values(s, args.v, ld, positions, &scores, y, column, dim, keep);
+                    add_last_values::<S, C>(s, v, ld, positions, &scores, y, column, dim, keep);
                 }
             }
         }
@@ -56,10 +63,10 @@ impl Queries<'_> {
 /// q and every key have `dim` elements.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn score<S: Simd>(
+unsafe fn score<S: Simd, C: Cache>(
     s: S,
     q: *const f32,
-    k: *const f32,
+    k: *const C::Elem,
     ld: usize,
     dim: usize,
     positions: &[usize],
@@ -72,12 +79,19 @@ unsafe fn score<S: Simd>(
     unsafe {
         for four in &mut fours {
             let keys = [k.add(four[0] * ld), k.add(four[1] * ld), k.add(four[2] * ld), k.add(four[3] * ld)];
-            for (score, out) in dot4(s, q, keys, dim).into_iter().zip(&mut out) {
+            for ((score, key), out) in dot4::<S, C>(s, q, keys, dim).into_iter().zip(keys).zip(&mut out) {
                 *out = score * scale;
+                if C::SCALED {
+                    *out *= C::scale(key, dim);
+                }
             }
         }
         for (&position, out) in fours.remainder().iter().zip(&mut out) {
-            *out = dot(s, q, k.add(position * ld), dim) * scale;
+            let key = k.add(position * ld);
+            *out = dot::<S, C>(s, q, key, dim) * scale;
+            if C::SCALED {
+                *out *= C::scale(key, dim);
+            }
         }
     }
 }
@@ -88,9 +102,9 @@ unsafe fn score<S: Simd>(
 /// `column + NV·LANES` columns of y and of every value exist.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn add_values<S: Simd, const NV: usize>(
+unsafe fn add_values<S: Simd, C: Cache, const NV: usize>(
     s: S,
-    v: *const f32,
+    v: *const C::Elem,
     ld: usize,
     positions: &[usize],
     weights: &[f32; BLOCK_KEYS],
@@ -113,15 +127,15 @@ unsafe fn add_values<S: Simd, const NV: usize>(
             let (v0, v1) = (v.add(pair[0] * ld + column), v.add(pair[1] * ld + column));
             let (w0, w1) = (s.splat(weight[0]), s.splat(weight[1]));
             for u in 0..NV {
-                even[u] = s.fma(w0, s.load(v0.add(u * S::LANES)), even[u]);
-                odd[u] = s.fma(w1, s.load(v1.add(u * S::LANES)), odd[u]);
+                even[u] = s.fma(w0, C::load(s, v0.add(u * S::LANES)), even[u]);
+                odd[u] = s.fma(w1, C::load(s, v1.add(u * S::LANES)), odd[u]);
             }
         }
         for &position in last {
             let v = v.add(position * ld + column);
             let weight = s.splat(weights[positions.len() - 1]);
             for u in 0..NV {
-                even[u] = s.fma(weight, s.load(v.add(u * S::LANES)), even[u]);
+                even[u] = s.fma(weight, C::load(s, v.add(u * S::LANES)), even[u]);
             }
         }
         for u in 0..NV {
@@ -136,9 +150,9 @@ unsafe fn add_values<S: Simd, const NV: usize>(
 /// Columns `column..dim` of y and of every value exist.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn add_last_values<S: Simd>(
+unsafe fn add_last_values<S: Simd, C: Cache>(
     s: S,
-    v: *const f32,
+    v: *const C::Elem,
     ld: usize,
     positions: &[usize],
     weights: &[f32; BLOCK_KEYS],
@@ -155,7 +169,7 @@ unsafe fn add_last_values<S: Simd>(
             acc = s.mul(s.load_first(y.add(column), lanes), s.splat(keep));
         }
         for (&position, &weight) in positions.iter().zip(weights) {
-            acc = s.fma(s.splat(weight), s.load_first(v.add(position * ld + column), lanes), acc);
+            acc = s.fma(s.splat(weight), C::load_up_to(s, v.add(position * ld + column), lanes), acc);
         }
         s.store_first(y.add(column), acc, lanes);
     }

@@ -3,6 +3,7 @@
 // Loops over registers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use super::cache::Cache;
 use super::keys::BLOCK_KEYS;
 use super::{Queries, exp_of};
 use crate::gemm;
@@ -23,15 +24,24 @@ impl Panels {
     /// # Safety
     /// `len` ≤ BLOCK_KEYS keys of `dim` ≤ MOST_DIM elements in rows of `ld`, and `nr` divides BLOCK_KEYS.
     #[inline(always)]
-    unsafe fn fill(&mut self, keys: *const f32, ld: usize, dim: usize, len: usize, nr: usize) {
+    unsafe fn fill<C: Cache>(&mut self, keys: *const C::Elem, ld: usize, dim: usize, len: usize, nr: usize) {
         let scratch = self.0.as_mut_ptr().cast::<f32>();
         for key in 0..len.next_multiple_of(nr) {
             // SAFETY: key < BLOCK_KEYS, so its panel of dim · nr elements lies in the scratch; keys from `len` on are
             // not read.
             unsafe {
                 let to = scratch.add(key / nr * dim * nr + key % nr);
+                if key >= len {
+                    for i in 0..dim {
+                        to.add(i * nr).write(0.0);
+                    }
+                    continue;
+                }
+                let row = keys.add(key * ld);
+                let scale = if C::SCALED { C::scale(row, dim) } else { 1.0 };
                 for i in 0..dim {
-                    to.add(i * nr).write(if key < len { keys.add(key * ld + i).read() } else { 0.0 });
+                    let x = C::widen(row.add(i).read());
+                    to.add(i * nr).write(if C::SCALED { x * scale } else { x });
                 }
             }
         }
@@ -45,7 +55,7 @@ impl Queries<'_> {
     /// The arguments are valid, the ranges exist, neither end of them ever moves back from one row to the
     /// next, and `head_dim` ≤ [`MOST_DIM`].
     #[inline(always)]
-    pub(super) unsafe fn take_ranges<S: Simd, const R: usize, const NV: usize>(
+    pub(super) unsafe fn take_ranges<S: Simd, C: Cache, const R: usize, const NV: usize>(
         &mut self,
         s: S,
         range: impl Fn(usize) -> Range<usize>,
@@ -63,8 +73,8 @@ impl Queries<'_> {
             // SAFETY: the first range begins where all of them begin at the earliest, the last ends where all of
             // them have ended, and they touch, or the keys in between belong to a row in between.
             unsafe {
-                panels.fill(args.k.add(begin * ld), ld, dim, len, NV * S::LANES);
-                self.take_keys::<S, R, NV>(s, &panels, begin, len, &range);
+                panels.fill::<C>(args.k.cast::<C::Elem>().add(begin * ld), ld, dim, len, NV * S::LANES);
+                self.take_keys::<S, C, R, NV>(s, &panels, begin, len, &range);
             }
             begin += len;
         }
@@ -76,7 +86,7 @@ impl Queries<'_> {
     /// # Safety
     /// As `take_ranges`; the keys exist.
     #[inline(always)]
-    unsafe fn take_keys<S: Simd, const R: usize, const NV: usize>(
+    unsafe fn take_keys<S: Simd, C: Cache, const R: usize, const NV: usize>(
         &mut self,
         s: S,
         panels: &Panels,
@@ -87,6 +97,14 @@ impl Queries<'_> {
         let (args, dim) = (self.args, self.args.head_dim as usize);
         let nr = NV * S::LANES;
         let queries = self.rows * self.heads;
+        // Factors of the values: weights take them, once their sum is known.
+        let mut factors = [1.0f32; BLOCK_KEYS];
+        if C::SCALED {
+            for (j, factor) in factors.iter_mut().enumerate().take(len) {
+                // SAFETY: the values begin..begin + len exist.
+                *factor = unsafe { C::scale(args.v.cast::<C::Elem>().add((begin + j) * args.ld_kv as usize), dim) };
+            }
+        }
         let mut scores = [[0.0f32; BLOCK_KEYS]; R];
         let mut first = 0;
         while first < queries {
@@ -127,9 +145,14 @@ impl Queries<'_> {
                     keep[i] = if state.started { exp_of(s, state.max - max) } else { 0.0 };
                     state.sum = state.sum * keep[i] + exp_row(s, row, row, to - from, max);
                     state.max = max;
+                    if C::SCALED {
+                        for (weight, factor) in scores[i][from..to].iter_mut().zip(&factors[from..to]) {
+                            *weight *= factor;
+                        }
+                    }
                 }
                 if touched.contains(&true) {
-                    self.add_values::<S, R, NV>(s, &scores, &keep, begin, len, first, real);
+                    self.add_values::<S, C, R, NV>(s, &scores, &keep, begin, len, first, real);
                 }
                 for i in 0..real {
                     self.state[query(i)].started |= touched[i];
@@ -145,7 +168,7 @@ impl Queries<'_> {
     /// The queries are in the tile, and the values `begin..begin + len` exist.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    unsafe fn add_values<S: Simd, const R: usize, const NV: usize>(
+    unsafe fn add_values<S: Simd, C: Cache, const R: usize, const NV: usize>(
         &self,
         s: S,
         weights: &[[f32; BLOCK_KEYS]; R],
@@ -163,11 +186,11 @@ impl Queries<'_> {
             let mut acc = [[s.zero(); NV]; R];
             // SAFETY: `left` columns are left of every value and result.
             unsafe {
-                let values = self.args.v.add(begin * ld + column);
+                let values = self.args.v.cast::<C::Elem>().add(begin * ld + column);
                 if left >= nr {
-                    products::<S, R, NV, true>(s, weights, values, ld, len, left, &mut acc);
+                    products::<S, C, R, NV, true>(s, weights, values, ld, len, left, &mut acc);
                 } else {
-                    products::<S, R, NV, false>(s, weights, values, ld, len, left, &mut acc);
+                    products::<S, C, R, NV, false>(s, weights, values, ld, len, left, &mut acc);
                 }
                 for i in 0..real {
                     let y = self.y(first + i).add(column);
@@ -194,10 +217,10 @@ impl Queries<'_> {
 /// # Safety
 /// The values exist.
 #[inline(always)]
-unsafe fn products<S: Simd, const R: usize, const NV: usize, const FULL: bool>(
+unsafe fn products<S: Simd, C: Cache, const R: usize, const NV: usize, const FULL: bool>(
     s: S,
     weights: &[[f32; BLOCK_KEYS]; R],
-    values: *const f32,
+    values: *const C::Elem,
     ld: usize,
     len: usize,
     columns: usize,
@@ -212,9 +235,9 @@ unsafe fn products<S: Simd, const R: usize, const NV: usize, const FULL: bool>(
             for v in 0..NV {
                 let at = v * S::LANES;
                 if FULL {
-                    row[v] = s.load(value.add(at));
+                    row[v] = C::load(s, value.add(at));
                 } else if at < columns {
-                    row[v] = s.load_up_to(value.add(at), columns - at);
+                    row[v] = C::load_up_to(s, value.add(at), columns - at);
                 }
             }
         }

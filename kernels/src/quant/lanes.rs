@@ -43,6 +43,9 @@ pub(crate) trait Lanes: Dots {
     /// `sums + Σ w·x`, w of an int8 panel.
     fn dot(self, sums: Self::I, w: Self::W, x: Self::W) -> Self::I;
 
+    /// The same codes, but the compiler does not know that.
+    fn unknown(self, x: Self::W) -> Self::W;
+
     /// Low and high halves of each byte.
     fn halves(self, w: Self::W) -> (Self::W, Self::W);
 
@@ -194,6 +197,29 @@ unsafe fn step_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
     }
 }
 
+/// See [`Dots::multiply_adds`].
+#[inline(always)]
+pub(crate) fn multiply_adds<D: Lanes>(d: D, iterations: u64) -> u64 {
+    const SUMS: usize = 12;
+    let data = core::hint::black_box([1u8; 64]);
+    // SAFETY: a vector of weights has at most 64 bytes.
+    let (w, x) = unsafe { (d.weights(data.as_ptr()), d.inputs(data.as_ptr())) };
+    let mut sums = [d.zero(); SUMS];
+    for _ in 0..iterations {
+        for sum in &mut sums {
+            // Or an instruction set whose products and sums are separate would take the product once.
+            *sum = d.dot(*sum, w, d.unknown(x));
+        }
+    }
+    let s = d.float();
+    let mut sum = s.zero();
+    for lanes in sums {
+        sum = s.add(sum, d.to_float(lanes));
+    }
+    core::hint::black_box(s.sum(sum));
+    iterations * (SUMS * D::Float::LANES * KR) as u64
+}
+
 /// Sums of a block of up to 32 inputs, `V` vectors of a panel of `NV`.
 ///
 /// # Safety
@@ -339,6 +365,11 @@ macro_rules! dots_by_lanes {
             #[inline(always)]
             fn float(self) -> $float {
                 self.into()
+            }
+
+            #[inline(always)]
+            fn multiply_adds(self, iterations: u64) -> u64 {
+                crate::quant::lanes::multiply_adds(self, iterations)
             }
 
             #[inline(always)]

@@ -12,9 +12,11 @@
 mod embed;
 pub(crate) mod lanes;
 mod layout;
-mod record;
+pub(crate) mod record;
 
 pub(crate) use embed::{embed_i4, embed_i8};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use layout::group_bytes;
 pub use layout::{QuantLayout, QuantPackError, QuantSource, pack_quantized, pack_quantized_swiglu};
 pub(crate) use record::quantize_rows;
 pub use record::quantized_row_bytes;
@@ -35,6 +37,9 @@ pub(crate) trait Dots: Token {
     const KR: usize;
 
     fn float(self) -> Self::Float;
+
+    /// Multiply-adds of int8 codes as fast as they go, from registers and a few cache lines; returns how many.
+    fn multiply_adds(self, iterations: u64) -> u64;
 
     /// `R` rows times one int8 panel.
     ///

@@ -12,7 +12,13 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
+#[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_codes;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -21,6 +27,10 @@ mod vnni;
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use dotprod::Dotprod;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use i8mm::I8mm;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use scalar::Scalar;
@@ -95,9 +105,19 @@ pub(crate) trait Simd: Token {
     /// # Safety
     /// `p..p+LANES` is readable.
     unsafe fn load_f16(self, p: *const u16) -> Self::V;
+    /// `LANES` i8 values.
+    ///
+    /// # Safety
+    /// `p..p+LANES` is readable.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
     /// # Safety
     /// `p..p+LANES` is writable.
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Stores `LANES` values as IEEE binary16, rounded to nearest even.
+    ///
+    /// # Safety
+    /// `p..p+LANES` is writable.
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V);
     /// Stores `LANES` integral values in −127..=127 as i8; of not-a-number, any value.
     ///
     /// # Safety
@@ -145,7 +165,29 @@ pub(crate) trait Weights {
     unsafe fn load<S: Simd>(s: S, p: *const Self::Elem) -> S::V;
 
     fn widen(x: Self::Elem) -> f32;
+
+    /// The first lanes, up to n; the others 0.
+    ///
+    /// # Safety
+    /// `p..p+min(n, LANES)` is readable.
+    #[inline(always)]
+    unsafe fn load_up_to<S: Simd>(s: S, p: *const Self::Elem, n: usize) -> S::V {
+        if n >= S::LANES {
+            // SAFETY: LANES elements are readable.
+            return unsafe { Self::load(s, p) };
+        }
+        let mut lanes = [0.0; MOST_LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+            // SAFETY: i < n.
+            *lane = Self::widen(unsafe { p.add(i).read() });
+        }
+        // SAFETY: no vector has more than MOST_LANES lanes.
+        unsafe { s.load(lanes.as_ptr()) }
+    }
 }
+
+/// Lanes of the widest vector.
+pub(crate) const MOST_LANES: usize = 16;
 
 /// f32 weights.
 pub(crate) struct F32;
@@ -162,6 +204,12 @@ impl Weights for F32 {
     #[inline(always)]
     fn widen(x: f32) -> f32 {
         x
+    }
+
+    #[inline(always)]
+    unsafe fn load_up_to<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+        // SAFETY: the caller's promise is `load_up_to`'s.
+        unsafe { s.load_up_to(p, n) }
     }
 }
 
@@ -180,6 +228,24 @@ impl Weights for F16 {
     #[inline(always)]
     fn widen(x: u16) -> f32 {
         half::f16::from_bits(x).to_f32_const()
+    }
+}
+
+/// int8 codes, without their scale.
+pub(crate) struct Codes;
+
+impl Weights for Codes {
+    type Elem = i8;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const i8) -> S::V {
+        // SAFETY: the caller's promise is `load_i8`'s.
+        unsafe { s.load_i8(p) }
+    }
+
+    #[inline(always)]
+    fn widen(x: i8) -> f32 {
+        f32::from(x)
     }
 }
 

@@ -129,9 +129,34 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> float32x4_t {
+        // SAFETY: the caller promises 4 readable elements; the token proves NEON.
+        unsafe {
+            let codes = vreinterpret_s8_s32(vdup_n_s32(p.cast::<i32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(codes))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: float32x4_t) {
         // SAFETY: the caller promises 4 writable elements; the token proves NEON.
         unsafe { vst1q_f32(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: float32x4_t) {
+        // SAFETY: the caller promises 4 writable elements. The instruction (`vcvt_f16_f32`, whose intrinsic is not
+        // stable) reads and writes registers only; it rounds to nearest even, as Rust code always runs.
+        unsafe {
+            let halves: uint16x4_t;
+            core::arch::asm!(
+                "fcvtn {halves:v}.4h, {v:v}.4s",
+                halves = lateout(vreg) halves,
+                v = in(vreg) v,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            vst1_u16(p, halves);
+        }
     }
 
     #[inline(always)]

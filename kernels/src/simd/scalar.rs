@@ -124,9 +124,21 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> f32 {
+        // SAFETY: the caller promises one readable element.
+        f32::from(unsafe { p.read() })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32) {
         // SAFETY: the caller promises one writable element.
         unsafe { p.write(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: f32) {
+        // SAFETY: the caller promises one writable element.
+        unsafe { p.write(half::f16::from_f32_const(v).to_bits()) }
     }
 
     #[inline(always)]
@@ -190,6 +202,11 @@ impl Lanes for Scalar {
             sums = sums.wrapping_add(i32::from(w[i] as i8) * i32::from(x[i] as i8));
         }
         sums
+    }
+
+    #[inline(always)]
+    fn unknown(self, x: [u8; 4]) -> [u8; 4] {
+        core::hint::black_box(x)
     }
 
     #[inline(always)]

@@ -111,6 +111,12 @@ macro_rules! vnni {
             unsafe { $dot(sums, w, x) }
         }
 
+        /// One instruction takes the products and adds them: there is nothing to take once.
+        #[inline(always)]
+        fn unknown(self, x: Self::W) -> Self::W {
+            x
+        }
+
         #[inline(always)]
         unsafe fn begin(self, before: Option<Self::I>, offset: *const i32) -> Self::N {
             // SAFETY: the caller promises a readable element; the token proves the instruction set.
@@ -159,6 +165,11 @@ impl Lanes for Avx2 {
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
+    }
+
+    #[inline(always)]
+    fn unknown(self, x: __m256i) -> __m256i {
+        core::hint::black_box(x)
     }
 
     #[inline(always)]

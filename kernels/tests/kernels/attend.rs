@@ -1,8 +1,9 @@
 //! Attention. The oracle takes the definition of the key set literally, from a list of clusters instead of a chain.
 //!
-//! Tolerance: with δ the largest error of a score (head_dim + 2 roundings of Σ|q·k|·scale, plus one of the distance to
-//! the maximum), each weight errs by e^2δ − 1 ≈ 2δ relatively, and the weighted sum by 2 roundings per key more.
+//! Tolerance: with δ the largest error of a score (head_dim + 4 roundings of Σ|q·k|·scale, plus one of the distance to
+//! the maximum; an int8 cache has a product with the scale of a key or value more than f32), each weight errs by e^2δ − 1 ≈ 2δ relatively, and the weighted sum by 2 roundings per key more.
 
+use crate::cache::{element_bytes, row_elements, store};
 use crate::memory::{Expected, Guarded, Random, UNTOUCHED};
 use crate::{EPS, Kernel, property};
 use lapidary_kernels::args::{AttendArgs, F32Arg};
@@ -42,11 +43,23 @@ impl Case {
 
 fn run(kernel: &Kernel, case: Case) {
     let Case { rows, heads, dim, .. } = case;
+    let cache = kernel.row.weight;
     let random = &mut Random(case.seed);
     let positions = if case.causal { case.first_position + rows } else { case.num_keys };
-    let ld_kv = dim + random.below(3);
-    let kv_len = (positions * ld_kv).saturating_sub(ld_kv - dim);
-    let (k, v) = (random.floats(kv_len, 2.0), random.floats(kv_len, 2.0));
+    let ld_kv = row_elements(cache, dim) + random.below(3);
+    // The bytes of the cache, and the values in them.
+    let mut stored = || {
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        for position in 0..positions {
+            bytes.resize(position * ld_kv * element_bytes(cache), 0xaa);
+            let row: Vec<f32> = (0..dim).map(|_| random.unit() * 2.0).collect();
+            let (row_bytes, row_values) = store(cache, &row);
+            bytes.extend(row_bytes);
+            values.extend(row_values);
+        }
+        (Guarded::of(&bytes), values)
+    };
+    let ((k, k_values), (v, v_values)) = (stored(), stored());
     let ldq = heads * dim + random.below(3);
     let ldy = heads * dim + random.below(3);
     let q = random.floats((rows * ldq).saturating_sub(ldq - heads * dim), 2.0);
@@ -63,17 +76,17 @@ fn run(kernel: &Kernel, case: Case) {
         keys_read += keys.len() as u64;
         for h in 0..heads {
             let q = &q[r * ldq + h * dim..][..dim];
-            let term = |j: usize, i: usize| f64::from(scale) * f64::from(q[i]) * f64::from(k[j * ld_kv + i]);
+            let term = |j: usize, i: usize| f64::from(scale) * f64::from(q[i]) * k_values[j * dim + i];
             let scores: Vec<f64> = keys.iter().map(|&j| (0..dim).map(|i| term(j, i)).sum()).collect();
             let size = |j: usize| (0..dim).map(|i| term(j, i).abs()).sum::<f64>();
             let largest_size = keys.iter().map(|&j| size(j)).fold(0.0, f64::max);
-            let error = EPS * (dim as f64 + 4.0) * largest_size;
+            let error = EPS * (dim as f64 + 6.0) * largest_size;
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
             for i in 0..dim {
                 let (mut value, mut size) = (0.0, 0.0);
                 for (&j, score) in keys.iter().zip(&scores) {
-                    let term = (score - max).exp() / sum * f64::from(v[j * ld_kv + i]);
+                    let term = (score - max).exp() / sum * v_values[j * dim + i];
                     value += term;
                     size += term.abs();
                 }

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "names what is measured and what is skipped")]
 
 mod attend;
+mod cache;
 mod embed;
 mod features;
 mod gemm;

@@ -113,9 +113,9 @@ pub fn panels(w: &Weights, layout: &QuantLayout, n: usize, k: usize) -> Vec<Vec<
 }
 
 /// A quantized row by the definition.
-struct Row {
-    codes: Vec<i8>,
-    scale: f32,
+pub struct Row {
+    pub codes: Vec<i8>,
+    pub scale: f32,
 }
 
 impl Row {
@@ -314,7 +314,7 @@ pub fn check(kernels: &[Kernel]) {
 }
 
 /// Codes and scale of a row of floats, by the definition.
-fn quantize(x: &[f32]) -> Row {
+pub fn quantize(x: &[f32]) -> Row {
     let amax = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
     if amax < 2.0f32.powi(-100) {
         return Row { codes: vec![0; x.len()], scale: 0.0 };

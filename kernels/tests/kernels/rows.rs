@@ -1,5 +1,6 @@
 //! Norms, softmax, activations, rotation, copies, gather, scatter, mean.
 
+use crate::cache::{element_bytes, row_elements, store};
 use crate::memory::{Expected, Guarded, Random, UNTOUCHED};
 use crate::{EPS, Kernel, property};
 use lapidary_kernels::args::{
@@ -254,25 +255,25 @@ pub fn check_rope(kernels: &[Kernel]) {
 }
 
 pub fn check_copy_rows(kernels: &[Kernel]) {
-    property((0usize..4, 1usize..4, 1usize..70, any::<u64>()), |(rows, heads, n, seed)| {
-        let random = &mut Random(seed);
-        let mut strides = || {
-            let head = n + random.below(3);
-            let row = heads * head + random.below(3);
-            (row, head, if rows == 0 { 0 } else { (rows - 1) * row + (heads - 1) * head + n })
-        };
-        let (x_row_stride, x_head_stride, x_len) = strides();
-        let (y_row_stride, y_head_stride, y_len) = strides();
-        let x = random.floats(x_len, 1.0);
+    property((0usize..4, 1usize..4, 1usize..70, -30i32..10, any::<u64>()), |(rows, heads, n, exponent, seed)| {
         for kernel in kernels {
-            let mut y = Guarded::filled(y_len, UNTOUCHED);
-            let mut expected = Expected::untouched(y_len);
+            let cache = kernel.row.weight;
+            let random = &mut Random(seed);
+            let mut strides = |run: usize| {
+                let head = run + random.below(3);
+                let row = heads * head + random.below(3);
+                (row, head, if rows == 0 { 0 } else { (rows - 1) * row + (heads - 1) * head + run })
+            };
+            let (x_row_stride, x_head_stride, x_len) = strides(n);
+            let (y_row_stride, y_head_stride, y_len) = strides(row_elements(cache, n));
+            let x = random.floats(x_len, 2.0f32.powi(exponent));
+            let mut y = Guarded::filled(y_len * element_bytes(cache), 0xaau8);
+            let mut expected = vec![0xaau8; y.len()];
             for r in 0..rows {
                 for h in 0..heads {
-                    for i in 0..n {
-                        let value = x[r * x_row_stride + h * x_head_stride + i];
-                        expected.set(r * y_row_stride + h * y_head_stride + i, f64::from(value), 0.0);
-                    }
+                    let (bytes, _) = store(cache, &x[r * x_row_stride + h * x_head_stride..][..n]);
+                    let at = (r * y_row_stride + h * y_head_stride) * element_bytes(cache);
+                    expected[at..at + bytes.len()].copy_from_slice(&bytes);
                 }
             }
             kernel.run(&CopyRowsArgs {
@@ -286,7 +287,7 @@ pub fn check_copy_rows(kernels: &[Kernel]) {
                 heads: heads as u64,
                 n: n as u64,
             });
-            expected.check(&y, || format!("{} rows={rows} heads={heads} n={n}", kernel.row.name));
+            assert_eq!(&*y, expected, "{} rows={rows} heads={heads} n={n}", kernel.row.name);
         }
     });
 }

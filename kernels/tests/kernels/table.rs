@@ -21,6 +21,11 @@ fn a_name_is_the_specification() {
                 format!("{op}_{inputs}_{weight}_{}x{}_{isa}", row.tile.mr, row.tile.nr)
             }
             KernelOp::EmbedRows | KernelOp::EmbedPanels => format!("{op}_{weight}_{isa}"),
+            KernelOp::CopyRows | KernelOp::AttendRange | KernelOp::AttendClustered
+                if row.weight != WeightType::None =>
+            {
+                format!("{op}_f32_{weight}_{isa}")
+            }
             KernelOp::CopyRows
             | KernelOp::ClusterAppend
             | KernelOp::RouteCluster

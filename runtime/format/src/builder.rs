@@ -4,9 +4,7 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     fmt,
-    fs::Permissions,
     io::{self, BufWriter, Cursor, Seek, SeekFrom, Write},
-    os::unix::fs::PermissionsExt,
     path::Path,
     string::{String, ToString},
     vec::Vec,
@@ -18,6 +16,7 @@ use crate::{
     container::{HEADER_BYTES, SECTION_RECORD_BYTES, write_header},
     contents::{Contents, Sections},
     record::StringPool,
+    replace_file,
     table::write_tables,
 };
 
@@ -61,6 +60,12 @@ impl std::error::Error for WriteError {
             WriteError::Format(error) => Some(error),
             WriteError::WeightsSize { .. } => None,
         }
+    }
+}
+
+impl From<io::Error> for WriteError {
+    fn from(source: io::Error) -> Self {
+        WriteError::Io { doing: "write", source }
     }
 }
 
@@ -179,23 +184,12 @@ impl ArtifactBuilder {
         path: &Path,
         weights: impl FnOnce(&mut WeightsWriter<'_>) -> io::Result<()>,
     ) -> Result<u64, WriteError> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut file = tempfile::Builder::new()
-            .prefix(".lapis-")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)
-            .map_err(io_error("create a temporary file beside it"))?;
-        let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-        let bytes = self.write_to(&mut out, weights)?;
-        out.flush().map_err(io_error("write"))?;
-        drop(out);
-        file.as_file().sync_all().map_err(io_error("sync"))?;
-        file.persist(path).map_err(|error| error.error).map_err(io_error("rename into place"))?;
-        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("sync its folder"))?;
-        Ok(bytes)
+        replace_file(path, |file| {
+            let mut out = BufWriter::with_capacity(1 << 20, file);
+            let bytes = self.write_to(&mut out, weights)?;
+            out.flush()?;
+            Ok(bytes)
+        })
     }
 
     /// The artifact as bytes.

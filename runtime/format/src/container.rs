@@ -259,8 +259,11 @@ fn section(record: &[u8]) -> Result<Section, (usize, Fault)> {
 
 /// Index and value of the first byte that is not zero.
 pub(crate) fn nonzero(bytes: &[u8]) -> Option<(u64, u64)> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let chunks = bytes.chunks(ZEROS.len()).enumerate();
+    let (chunk, bytes) = chunks.into_iter().find(|(_, chunk)| Some(*chunk) != ZEROS.get(..chunk.len()))?;
     let index = bytes.iter().position(|byte| *byte != 0)?;
-    Some((index as u64, u64::from(*bytes.get(index)?)))
+    Some(((chunk * ZEROS.len() + index) as u64, u64::from(*bytes.get(index)?)))
 }
 
 /// The header and section table of a file with these sections, in order of their offsets.

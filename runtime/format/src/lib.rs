@@ -46,6 +46,8 @@ mod error;
 mod field;
 mod record;
 mod records;
+#[cfg(feature = "std")]
+mod replace;
 mod table;
 
 pub use artifact::Artifact;
@@ -62,6 +64,8 @@ pub use records::{
     Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Feature, Head, Isa, Kernel, Manifest,
     ManifestFlags, NO_INDEX, Packing, Plan, Port, Region, Rows, StateBuffer, Step, Target, Tensor,
 };
+#[cfg(feature = "std")]
+pub use replace::{TEMPORARY_PREFIX, replace_file};
 pub use table::{Table, TableIter};
 
 /// Rounds `value` up to a multiple of `align`, or `None` when that does not fit.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, SymbolId};
+use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Storage, SymbolId, WeightReader};
 use lapidary_compiler::plan::{Plan, Region, ScratchRole, why_whole_sequence};
 use lapidary_format::{
     self as format, ArtifactBuilder, Direction, Manifest, ManifestFlags, NO_INDEX, Port, Rows, WriteError,
@@ -10,7 +10,7 @@ use lapidary_format::{
 use sha2::{Digest, Sha256};
 
 use crate::LowerError;
-use crate::layout::{Packing, Piece, ReadRows, WeightLayout};
+use crate::layout::{Packing, WeightLayout};
 use crate::lower::Entry;
 use crate::program::{self, Program};
 use crate::targets::{Architecture, CpuTarget};
@@ -63,13 +63,18 @@ impl Lowered<'_> {
 
     /// Writes the artifact: under another name first, then renamed. Returns its size in bytes; `progress` is told how many
     /// bytes of weights are written.
-    pub fn write_file(&self, path: &Path, read_rows: &ReadRows<'_>, progress: &dyn Fn(u64)) -> Result<u64, WriteError> {
-        self.builder.write_file(path, |out| self.layout.write(read_rows, self.graph, out, progress))
+    pub fn write_file(
+        &self,
+        path: &Path,
+        reader: &WeightReader<'_>,
+        progress: &dyn Fn(u64),
+    ) -> Result<u64, WriteError> {
+        self.builder.write_file(path, |out| self.layout.write(reader, self.graph, out, progress))
     }
 
     /// The artifact in memory.
-    pub fn to_vec(&self, read_rows: &ReadRows<'_>) -> Result<Vec<u8>, WriteError> {
-        self.builder.to_vec(|out| self.layout.write(read_rows, self.graph, out, &|_| ()))
+    pub fn to_vec(&self, reader: &WeightReader<'_>) -> Result<Vec<u8>, WriteError> {
+        self.builder.to_vec(|out| self.layout.write(reader, self.graph, out, &|_| ()))
     }
 }
 
@@ -188,6 +193,16 @@ fn format_dtype(dtype: DType) -> format::Dtype {
     }
 }
 
+fn stored_dtype(storage: Storage) -> format::Dtype {
+    match storage {
+        Storage::F32 => format::Dtype::F32,
+        Storage::F16 => format::Dtype::F16,
+        Storage::Bf16 => format::Dtype::Bf16,
+        Storage::Int8 => format::Dtype::I8,
+        Storage::Int4(_) => format::Dtype::I4,
+    }
+}
+
 fn plan_tables(builder: &mut ArtifactBuilder, graph: &Graph, plan: &Plan, program: &Program) -> Result<(), LowerError> {
     for (name, value) in &graph.inputs {
         let ty = graph.ty(*value);
@@ -284,10 +299,10 @@ fn weight_tables(builder: &mut ArtifactBuilder, graph: &Graph, layout: &WeightLa
         builder.push(format::Tensor {
             name: &row.name,
             component: component_name(row.component),
-            dtype: format_dtype(row.piece.dtype),
+            dtype: stored_dtype(row.piece.format.storage),
             packing,
             panel_width,
-            group: 0,
+            group: count("group of a weight", row.piece.format.group())?,
             rows: row.rows,
             cols: row.cols,
             offset: row.piece.offset_bytes,
@@ -302,27 +317,40 @@ fn weight_tables(builder: &mut ArtifactBuilder, graph: &Graph, layout: &WeightLa
             bytes: extent.size_bytes,
         });
     }
-    let mut components: Vec<(Option<Component>, Piece, u64, u64)> = Vec::new();
+    let mut components: Vec<ComponentSum> = Vec::new();
     for row in &tensors {
         let parameters = if row.component.is_some() { row.rows * row.cols } else { 0 };
-        match components.iter_mut().find(|(c, ..)| *c == row.component) {
-            Some((_, piece, sum, bytes)) => {
-                *sum += parameters;
-                *bytes += row.piece.size_bytes;
-                if piece.dtype.bytes() > row.piece.dtype.bytes() {
-                    *piece = row.piece;
-                }
-            }
-            None => components.push((row.component, row.piece, parameters, row.piece.size_bytes)),
+        let (storage, bytes) = (row.piece.format.storage, row.piece.size_bytes);
+        let at = components.iter().position(|c| c.component == row.component).unwrap_or_else(|| {
+            components.push(ComponentSum { component: row.component, parameters: 0, bytes: 0, storages: Vec::new() });
+            components.len() - 1
+        });
+        let sum = &mut components[at];
+        sum.parameters += parameters;
+        sum.bytes += bytes;
+        match sum.storages.iter_mut().find(|(s, _)| *s == storage) {
+            Some((_, total)) => *total += bytes,
+            None => sum.storages.push((storage, bytes)),
         }
     }
-    for (component, piece, parameters, bytes) in components {
+    for mut sum in components {
+        sum.storages.sort_by_key(|(_, bytes)| core::cmp::Reverse(*bytes));
+        let names: Vec<&str> = sum.storages.iter().map(|(storage, _)| storage.name()).collect();
         builder.push(format::Component {
-            name: component_name(component),
-            quantization: piece.dtype.name(),
-            parameters,
-            bytes,
+            name: component_name(sum.component),
+            quantization: &names.join(" + "),
+            parameters: sum.parameters,
+            bytes: sum.bytes,
         });
     }
     Ok(())
+}
+
+/// A row of the artifact's table of components.
+struct ComponentSum {
+    component: Option<Component>,
+    parameters: u64,
+    bytes: u64,
+    /// How its weights are stored, with bytes.
+    storages: Vec<(Storage, u64)>,
 }

@@ -63,7 +63,7 @@ pub enum LowerError {
     },
     /// A weight stored in a type that its kernel does not read.
     #[error(
-        "{node}: wanted a weight stored as f32 or f16 (norms and routing: f32), found {found}\nhint: pass choose-formats sets the storage"
+        "{node}: wanted a weight stored as f32, f16, int8 or int4, found {found}\nhint: pass choose-formats sets the storage"
     )]
     WeightStorage {
         /// Node label.
@@ -71,9 +71,11 @@ pub enum LowerError {
         /// Type found.
         found: &'static str,
     },
-    /// Keys and values kept in a type that no attention kernel reads.
-    #[error("{node}: wanted keys and values kept as f32, found {found}")]
-    KvCache {
+    /// A norm, cluster key or cluster value that is not f32.
+    #[error(
+        "{node}: wanted a weight stored as f32 (norms and routing), found {found}\nhint: pass choose-formats sets the storage"
+    )]
+    VectorStorage {
         /// Node label.
         node: String,
         /// Storage found.

@@ -1,7 +1,7 @@
 //! Text → tokens.
 
 use super::ParseError;
-use crate::ops::mismatch;
+use crate::ops::{mismatch, shortened};
 
 /// A token. Names are without their sigil.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,7 @@ impl<'a> Lexer<'a> {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-        ParseError { line, column, message }
+        ParseError { line, column, message: shortened(message) }
     }
 
     fn peek(&self) -> Option<u8> {

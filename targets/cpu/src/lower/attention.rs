@@ -4,7 +4,7 @@ use cranelift_codegen::ir::InstBuilder;
 use lapidary_compiler::ir::{Dim, KvStorage, NodeId, Op, SymbolId};
 use lapidary_compiler::plan::{Region, ScratchRole};
 use lapidary_format::abi::Counter;
-use lapidary_kernels::{KernelOp, WeightType};
+use lapidary_kernels::{KernelOp, WeightType, kv_row_bytes};
 
 use super::{Lowering, Step, Units};
 use crate::LowerError;
@@ -32,10 +32,14 @@ impl<'a> Lowering<'a> {
         let attr = |name: &str| node.attrs.int(name);
         let (heads, kv_heads, head_dim) = (attr("heads"), attr("kv_heads"), attr("head_dim"));
         let scale = node.attrs.float("scale");
-        let kv_cache = node.attrs.word("kv_cache");
-        if kv_cache != KvStorage::F32.name() {
-            return Err(LowerError::KvCache { node: node.label.clone(), found: kv_cache });
-        }
+        let storage = KvStorage::by_name(node.attrs.word("kv_cache")).expect("the schema wants one of them");
+        // What a stored element is, for strides, and how many of them a head's row has.
+        let (cached, row_elems, element_bytes) = match storage {
+            KvStorage::F32 => (WeightType::None, head_dim, 4),
+            KvStorage::F16 => (WeightType::F16, head_dim, 2),
+            KvStorage::Int8 => (WeightType::I8, kv_row_bytes(head_dim as usize) as u64, 1),
+        };
+        let row_bytes = row_elems * element_bytes;
         let clustered = node.op == Op::AttnClustered;
         let mask = if clustered {
             Mask {
@@ -63,7 +67,7 @@ impl<'a> Lowering<'a> {
             Some(Region::Arena) => self.plan.chunk_tokens,
             Some(Region::State) | None => self.plan.max_tokens,
         };
-        let head_bytes = positions * head_dim * 4;
+        let head_bytes = positions * row_bytes;
         let dim = Dim::Sym(SymbolId::TOKENS);
 
         steps.push(Step {
@@ -71,7 +75,7 @@ impl<'a> Lowering<'a> {
             units: Units::Rows(dim),
             by_module: false,
             body: Box::new(move |e, begin, end| {
-                let kernel = e.select(KernelOp::CopyRows, WeightType::None)?;
+                let kernel = e.select(KernelOp::CopyRows, cached)?;
                 let start = e.context(context_field!(first_position));
                 let position = e.b.ins().iadd(start, begin);
                 for (value, role) in [(k, ScratchRole::Keys), (v, ScratchRole::Values)] {
@@ -80,9 +84,9 @@ impl<'a> Lowering<'a> {
                         x: Arg::Value(self.row_address(e, value, begin)),
                         x_row_stride: self.ld(value),
                         x_head_stride: Arg::Int(head_dim),
-                        y: Arg::Value(e.index(cache, position, head_dim * 4)),
-                        y_row_stride: Arg::Int(head_dim),
-                        y_head_stride: Arg::Int(positions * head_dim),
+                        y: Arg::Value(e.index(cache, position, row_bytes)),
+                        y_row_stride: Arg::Int(row_elems),
+                        y_head_stride: Arg::Int(positions * row_elems),
                         rows: self.row_count(e, dim, begin, end),
                         heads: Arg::Int(kv_heads),
                         n: Arg::Int(head_dim),
@@ -126,7 +130,7 @@ impl<'a> Lowering<'a> {
             units,
             by_module: false,
             body: Box::new(move |e, begin, end| {
-                let kernel = e.select(mask.op, WeightType::None)?;
+                let kernel = e.select(mask.op, cached)?;
                 let tokens = self.rows(e, dim);
                 let blocks = e.ceil_div(tokens, block);
                 e.for_range(begin, end, 1, |e, unit| {
@@ -149,7 +153,7 @@ impl<'a> Lowering<'a> {
                         ldq: self.ld(q),
                         k: Arg::Value(e.index(key_cache, group, head_bytes)),
                         v: Arg::Value(e.index(value_cache, group, head_bytes)),
-                        ld_kv: Arg::Int(head_dim),
+                        ld_kv: Arg::Int(row_elems),
                         y: Arg::Value(e.index(y_row, group, group_bytes)),
                         ldy: self.ld(y),
                         rows: Arg::Value(rows),

@@ -2,14 +2,16 @@
 
 use cranelift_codegen::ir::InstBuilder;
 use lapidary_compiler::ir::{Dim, NodeId, SymbolId};
+use lapidary_compiler::plan::ScratchRole;
 use lapidary_kernels::{KernelOp, WeightType};
 
 use super::gemm::{GemmCall, RowCount};
+use super::quantize::{Rows, Source};
 use super::{Lowering, Step, Units};
 use crate::LowerError;
 use crate::args;
 use crate::emit::{Arg, context_field};
-use crate::layout::{Packing, weight_type};
+use crate::layout::Packing;
 
 /// An element-wise op that needs no kernel.
 #[derive(Clone, Copy, Debug)]
@@ -32,23 +34,40 @@ impl<'a> Lowering<'a> {
             Packing::Rows => (KernelOp::EmbedRows, 1),
             Packing::PanelPairs { .. } => return Err(LowerError::packing(node, "rows or panels")),
         };
-        let weight = weight_type(node, piece.dtype)?;
         let n = self.graph.ty(y).cols();
         steps.push(Step {
             node: id,
             units: Units::Rows(dim),
             by_module: false,
             body: Box::new(move |e, begin, end| {
-                let kernel = e.select(op, weight)?;
-                let block = args!(EmbedArgs {
-                    ids: Arg::Value(self.row_address(e, ids, begin)),
-                    table: Arg::Value(e.weights(piece.offset_bytes)),
-                    y: Arg::Value(self.row_address(e, y, begin)),
-                    ldy: self.ld(y),
-                    rows: self.row_count(e, dim, begin, end),
-                    n: Arg::Int(n),
-                    nr: Arg::Int(nr),
-                });
+                let kernel = e.select(op, piece.format.weight)?;
+                let ids = Arg::Value(self.row_address(e, ids, begin));
+                let table = Arg::Value(e.weights(piece.offset_bytes));
+                let out = Arg::Value(self.row_address(e, y, begin));
+                let rows = self.row_count(e, dim, begin, end);
+                let block = match piece.format.quant {
+                    Some(layout) => args!(QEmbedArgs {
+                        ids: ids,
+                        table: table,
+                        y: out,
+                        ldy: self.ld(y),
+                        rows: rows,
+                        n: Arg::Int(n),
+                        group: Arg::Int(layout.group() as u64),
+                        nr: Arg::Int(layout.nr() as u64),
+                        kr: Arg::Int(layout.kr() as u64),
+                        code_offset: Arg::Int(u64::from(layout.code_offset())),
+                    }),
+                    None => args!(EmbedArgs {
+                        ids: ids,
+                        table: table,
+                        y: out,
+                        ldy: self.ld(y),
+                        rows: rows,
+                        n: Arg::Int(n),
+                        nr: Arg::Int(nr),
+                    }),
+                };
                 e.kernel(kernel, block);
                 Ok(())
             }),
@@ -185,6 +204,14 @@ impl<'a> Lowering<'a> {
                 hint: "an activated projection cannot take its residual's place; the memory plan is wrong",
             });
         }
+        let rows_of_x = Rows {
+            node: id,
+            source: Source::Value(x),
+            count: self.graph.ty(x).rows(),
+            k,
+            role: ScratchRole::QuantizedRows,
+        };
+        self.quantize(rows_of_x, &piece.format, steps);
         let panels = n.div_ceil(nr);
         let units = self.panel_units(panels, piece.size_bytes);
         steps.push(Step {
@@ -198,11 +225,11 @@ impl<'a> Lowering<'a> {
                 if let (Some(r), None, false) = (residual, act, in_place) {
                     self.tail(e, &[r], y, rows, columns, |_, _, v| v[0])?;
                 }
+                let zero = e.int(0);
                 let call = GemmCall {
                     swiglu: false,
-                    dtype: weight_type(node, piece.dtype)?,
-                    a: self.address(e, x),
-                    lda: self.stride(x),
+                    format: piece.format,
+                    a: self.operand(e, rows_of_x, &piece.format, zero)?,
                     a_rows: None,
                     m: RowCount::of(self.constant_rows(dim), rows),
                     k,
@@ -247,6 +274,14 @@ impl<'a> Lowering<'a> {
             return Err(LowerError::packing(node, "pairs of panels"));
         };
         let (dim, n, k) = (self.result_rows(node), self.graph.ty(y).cols(), self.graph.ty(x).cols());
+        let rows_of_x = Rows {
+            node: id,
+            source: Source::Value(x),
+            count: self.graph.ty(x).rows(),
+            k,
+            role: ScratchRole::QuantizedRows,
+        };
+        self.quantize(rows_of_x, &piece.format, steps);
         let panels = n.div_ceil(nr);
         let units = self.panel_units(panels, piece.size_bytes);
         steps.push(Step {
@@ -256,11 +291,11 @@ impl<'a> Lowering<'a> {
             body: Box::new(move |e, begin, end| {
                 let (begin, end) = self.panel_range(e, units, panels, begin, end);
                 let rows = self.rows(e, dim);
+                let zero = e.int(0);
                 let call = GemmCall {
                     swiglu: true,
-                    dtype: weight_type(node, piece.dtype)?,
-                    a: self.address(e, x),
-                    lda: self.stride(x),
+                    format: piece.format,
+                    a: self.operand(e, rows_of_x, &piece.format, zero)?,
                     a_rows: None,
                     m: RowCount::of(self.constant_rows(dim), rows),
                     k,

@@ -1,14 +1,15 @@
 //! Domain modules: loops over ragged groups. A module that no token chose costs a comparison; its weights are not read.
 
 use cranelift_codegen::ir::{InstBuilder, Value};
-use lapidary_compiler::ir::NodeId;
+use lapidary_compiler::ir::{NodeId, ValueId};
 use lapidary_compiler::plan::ScratchRole;
 
 use super::gemm::{GemmCall, RowCount};
+use super::quantize::{Rows, Source};
 use super::{Lowering, Step};
 use crate::LowerError;
 use crate::emit::Emit;
-use crate::layout::{Packing, weight_type};
+use crate::layout::Packing;
 
 type Done = Result<(), LowerError>;
 
@@ -17,7 +18,7 @@ impl<'a> Lowering<'a> {
     fn for_modules(
         &self,
         e: &mut Emit,
-        offsets: lapidary_compiler::ir::ValueId,
+        offsets: ValueId,
         modules: u64,
         body: impl FnOnce(&mut Emit, Value, Value, Value) -> Done,
     ) -> Done {
@@ -42,6 +43,12 @@ impl<'a> Lowering<'a> {
         })
     }
 
+    /// The rows of a value that modules multiply.
+    fn rows_of(&self, node: NodeId, x: ValueId) -> Rows {
+        let ty = self.graph.ty(x);
+        Rows { node, source: Source::Value(x), count: ty.rows(), k: ty.cols(), role: ScratchRole::QuantizedRows }
+    }
+
     pub(super) fn expert_linear(&'a self, id: NodeId, steps: &mut Vec<Step<'a>>) -> Done {
         let node = self.graph.node(id);
         let (x, offsets, y) = (self.value(node, 0), self.value(node, 1), node.results[0]);
@@ -50,6 +57,8 @@ impl<'a> Lowering<'a> {
             return Err(LowerError::packing(node, "panels"));
         };
         let (n, k) = (self.graph.ty(y).cols(), self.graph.ty(x).cols());
+        let rows_of_x = self.rows_of(id, x);
+        self.quantize(rows_of_x, &modules.format, steps);
         let panels = n.div_ceil(nr);
         let units = self.panel_units(panels, modules.size_bytes);
         steps.push(Step {
@@ -62,9 +71,8 @@ impl<'a> Lowering<'a> {
                     let base = e.weights(modules.offset_bytes);
                     let call = GemmCall {
                         swiglu: false,
-                        dtype: weight_type(node, modules.dtype)?,
-                        a: self.row_address(e, x, first),
-                        lda: self.stride(x),
+                        format: modules.format,
+                        a: self.operand(e, rows_of_x, &modules.format, first)?,
                         a_rows: None,
                         m: RowCount::Runtime(rows),
                         k,
@@ -97,6 +105,8 @@ impl<'a> Lowering<'a> {
             return Err(LowerError::packing(node, "pairs of panels and panels"));
         };
         let (n, hidden) = (self.graph.ty(y).cols(), gate_up.rows);
+        let rows_of_x = self.rows_of(id, x);
+        self.quantize(rows_of_x, &gate_up.format, steps);
         let hidden_panels = hidden.div_ceil(hidden_nr);
         let hidden_units = self.panel_units(hidden_panels, gate_up.size_bytes);
         steps.push(Step {
@@ -108,11 +118,11 @@ impl<'a> Lowering<'a> {
                 self.for_modules(e, offsets, gate_up.count, |e, module, first, rows| {
                     let base = e.weights(gate_up.offset_bytes);
                     let out = self.scratch(e, id, ScratchRole::Hidden)?;
+                    let zero = e.int(0);
                     let call = GemmCall {
                         swiglu: true,
-                        dtype: weight_type(node, gate_up.dtype)?,
-                        a: self.address(e, x),
-                        lda: self.stride(x),
+                        format: gate_up.format,
+                        a: self.operand(e, rows_of_x, &gate_up.format, zero)?,
                         a_rows: Some(self.row_address(e, tokens, first)),
                         m: RowCount::Runtime(rows),
                         k: self.graph.ty(x).cols(),
@@ -131,6 +141,14 @@ impl<'a> Lowering<'a> {
             }),
         });
 
+        let rows_of_hidden = Rows {
+            node: id,
+            source: Source::Scratch(ScratchRole::Hidden),
+            count: self.graph.ty(tokens).rows(),
+            k: hidden,
+            role: ScratchRole::QuantizedHidden,
+        };
+        self.quantize(rows_of_hidden, &down.format, steps);
         let panels = n.div_ceil(nr);
         let units = self.panel_units(panels, down.size_bytes);
         steps.push(Step {
@@ -143,12 +161,10 @@ impl<'a> Lowering<'a> {
                 self.start_sum(e, residual, y, columns)?;
                 self.for_modules(e, offsets, down.count, |e, module, first, rows| {
                     let base = e.weights(down.offset_bytes);
-                    let input = self.scratch(e, id, ScratchRole::Hidden)?;
                     let call = GemmCall {
                         swiglu: false,
-                        dtype: weight_type(node, down.dtype)?,
-                        a: e.index(input, first, hidden * 4),
-                        lda: hidden,
+                        format: down.format,
+                        a: self.operand(e, rows_of_hidden, &down.format, first)?,
                         a_rows: None,
                         m: RowCount::Runtime(rows),
                         k: hidden,

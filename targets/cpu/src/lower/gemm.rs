@@ -2,12 +2,13 @@
 
 use cranelift_codegen::ir::{InstBuilder, Type, Value};
 use lapidary_compiler::ir::ValueId;
-use lapidary_kernels::{KernelOp, WeightType};
+use lapidary_kernels::KernelOp;
 
 use super::{Entry, Lowering};
 use crate::LowerError;
 use crate::args;
 use crate::emit::{Arg, Emit};
+use crate::layout::Format;
 
 /// A row count, and whether it is known to be 1.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +25,11 @@ impl RowCount {
     }
 }
 
-/// One call of a matrix kernel; fields as in `GemmArgs`.
+/// One call of a matrix kernel; fields as in `GemmArgs` and `QGemmArgs`.
 pub(super) struct GemmCall {
     pub swiglu: bool,
-    pub dtype: WeightType,
-    pub a: Value,
-    pub lda: u64,
+    pub format: Format,
+    pub a: Operand,
     pub a_rows: Option<Value>,
     pub m: RowCount,
     pub k: u64,
@@ -42,6 +42,13 @@ pub(super) struct GemmCall {
     pub c_rows: Option<Value>,
     pub row_scale: Option<Value>,
     pub accumulate: bool,
+}
+
+/// The rows that weights are multiplied with: row 0, and elements (floats) or bytes (quantized rows) from row to row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operand {
+    pub base: Value,
+    pub stride: u64,
 }
 
 impl GemmCall {
@@ -61,24 +68,45 @@ impl GemmCall {
     }
 
     fn call(&self, e: &mut Emit, op: KernelOp, m: Arg) -> Result<(), LowerError> {
-        let kernel = e.select(op, self.dtype)?;
+        let kernel = e.select(op, self.format.weight)?;
         let pointer = |v: Option<Value>| v.map_or(Arg::Int(0), Arg::Value);
-        let block = args!(GemmArgs {
-            a: Arg::Value(self.a),
-            lda: Arg::Int(self.lda),
-            a_rows: pointer(self.a_rows),
-            m: m,
-            k: Arg::Int(self.k),
-            w: Arg::Value(self.w),
-            n: Arg::Int(self.n),
-            panel_begin: Arg::Value(self.begin),
-            panel_end: Arg::Value(self.end),
-            c: Arg::Value(self.c),
-            ldc: Arg::Int(self.ldc),
-            c_rows: pointer(self.c_rows),
-            row_scale: pointer(self.row_scale),
-            accumulate: Arg::Int(u64::from(self.accumulate)),
-        });
+        let (a, stride) = (Arg::Value(self.a.base), Arg::Int(self.a.stride));
+        let block = if self.format.quant.is_some() {
+            args!(QGemmArgs {
+                a: a,
+                lda_bytes: stride,
+                a_rows: pointer(self.a_rows),
+                m: m,
+                k: Arg::Int(self.k),
+                w: Arg::Value(self.w),
+                group: Arg::Int(self.format.group()),
+                n: Arg::Int(self.n),
+                panel_begin: Arg::Value(self.begin),
+                panel_end: Arg::Value(self.end),
+                c: Arg::Value(self.c),
+                ldc: Arg::Int(self.ldc),
+                c_rows: pointer(self.c_rows),
+                row_scale: pointer(self.row_scale),
+                accumulate: Arg::Int(u64::from(self.accumulate)),
+            })
+        } else {
+            args!(GemmArgs {
+                a: a,
+                lda: stride,
+                a_rows: pointer(self.a_rows),
+                m: m,
+                k: Arg::Int(self.k),
+                w: Arg::Value(self.w),
+                n: Arg::Int(self.n),
+                panel_begin: Arg::Value(self.begin),
+                panel_end: Arg::Value(self.end),
+                c: Arg::Value(self.c),
+                ldc: Arg::Int(self.ldc),
+                c_rows: pointer(self.c_rows),
+                row_scale: pointer(self.row_scale),
+                accumulate: Arg::Int(u64::from(self.accumulate)),
+            })
+        };
         e.kernel(kernel, block);
         Ok(())
     }

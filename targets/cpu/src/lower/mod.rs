@@ -7,6 +7,7 @@ mod attention;
 mod dense;
 mod expert;
 mod gemm;
+mod quantize;
 mod route;
 
 use cranelift_codegen::ir::{InstBuilder, Value};

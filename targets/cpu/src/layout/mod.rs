@@ -3,18 +3,16 @@
 //! All weights of one module of one layer form an extent: contiguous, starting on a page, all modules of a layer at one
 //! stride, so that generated code finds module c by a multiplication and a runtime can fetch or drop one alone.
 
-use std::collections::HashMap;
-use std::io::{self, Write};
+mod write;
 
-use lapidary_compiler::ir::{Component, DType, Graph, Node, Op, Operand, Storage, Weight, WeightId};
-use lapidary_format::{EXTENT_ALIGN, TENSOR_ALIGN, WeightsWriter};
-use lapidary_kernels::{KernelOp, Source, WeightType, pack, select};
+use std::collections::HashMap;
+
+use lapidary_compiler::ir::{Component, Graph, Node, Op, Operand, Storage, Weight, WeightId};
+use lapidary_format::{EXTENT_ALIGN, TENSOR_ALIGN};
+use lapidary_kernels::{KernelOp, QuantLayout, WeightType, select};
 
 use crate::LowerError;
 use crate::targets::CpuTarget;
-
-/// Gives rows of a weight as f32: `(weight, first row, whole rows to fill)`.
-pub type ReadRows<'a> = dyn Fn(WeightId, u64, &mut [f32]) -> io::Result<()> + 'a;
 
 /// How a piece is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +31,74 @@ pub enum Packing {
     },
 }
 
+/// What a piece is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// As the graph says.
+    pub storage: Storage,
+    /// As the kernels say.
+    pub weight: WeightType,
+    /// Where codes and scales go, for integers.
+    pub quant: Option<QuantLayout>,
+}
+
+impl Format {
+    /// Weights that kernels read as f32, one by one.
+    const F32: Format = Format { storage: Storage::F32, weight: WeightType::F32, quant: None };
+
+    /// The format of a weight in kernels of some operations, which must agree on it; also their panel width.
+    fn of(node: &Node, weight: &Weight, ops: &[KernelOp], target: &CpuTarget) -> Result<(Format, u64), LowerError> {
+        let (kind, group) = match weight.storage {
+            Storage::F32 => (WeightType::F32, 0),
+            Storage::F16 => (WeightType::F16, 0),
+            Storage::Int8 => (WeightType::I8, 0),
+            Storage::Int4(group) => (WeightType::I4, group.elems()),
+            Storage::Bf16 => {
+                return Err(LowerError::WeightStorage { node: node.label.clone(), found: weight.storage.name() });
+            }
+        };
+        let mut found: Option<(Format, u64)> = None;
+        for op in ops {
+            let row = select(*op, &target.features, kind).ok_or_else(|| LowerError::NoKernel {
+                op: format!("{op:?}"),
+                weight: format!("{kind:?}"),
+                target: target.name.into(),
+            })?;
+            let quant = row.quant_layout(group as usize);
+            let this = (Format { storage: weight.storage, weight: kind, quant }, row.tile.nr as u64);
+            match found {
+                None => found = Some(this),
+                Some(other) if other == this => {}
+                Some((_, width)) => {
+                    let target = target.name.into();
+                    return Err(LowerError::PanelWidths { matrix: width, vector: this.1, target });
+                }
+            }
+        }
+        Ok(found.expect("a weight is read by an operation"))
+    }
+
+    /// Inputs that share a scale, 0 where a row does or there is none.
+    pub fn group(&self) -> u64 {
+        self.quant.map_or(0, |layout| layout.group() as u64)
+    }
+
+    /// Bytes of `rows` rows of `cols` in panels of `nr`; row-major is `nr` 1.
+    fn packed_bytes(&self, rows: u64, cols: u64, nr: u64) -> u64 {
+        match self.quant {
+            Some(layout) => layout.packed_bytes(rows as usize, cols as usize) as u64,
+            None => rows.next_multiple_of(nr) * cols * self.weight.bytes() as u64,
+        }
+    }
+}
+
 /// Where a weight lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
     /// How.
     pub packing: Packing,
-    /// Element type.
-    pub dtype: DType,
+    /// What of.
+    pub format: Format,
     /// Offset in the weights section.
     pub offset_bytes: u64,
     /// Size.
@@ -51,8 +110,8 @@ pub struct Piece {
 pub struct ModulePieces {
     /// How.
     pub packing: Packing,
-    /// Element type.
-    pub dtype: DType,
+    /// What of.
+    pub format: Format,
     /// Offset of module 0.
     pub offset_bytes: u64,
     /// From module to module.
@@ -133,23 +192,6 @@ pub struct WeightLayout {
     positions: u64,
 }
 
-/// The kernels' name of an element type, or an error that names the node.
-pub fn weight_type(node: &Node, dtype: DType) -> Result<WeightType, LowerError> {
-    match dtype {
-        DType::F32 => Ok(WeightType::F32),
-        DType::F16 => Ok(WeightType::F16),
-        DType::BF16 | DType::U32 | DType::U8 => {
-            Err(LowerError::WeightStorage { node: node.label.clone(), found: dtype.name() })
-        }
-    }
-}
-
-/// The element type of a weight that is stored in floats; no kernel of this target reads integers yet.
-fn float_dtype(node: &Node, weight: &Weight) -> Result<DType, LowerError> {
-    let found = weight.storage;
-    found.float().ok_or_else(|| LowerError::WeightStorage { node: node.label.clone(), found: found.name() })
-}
-
 impl WeightLayout {
     /// Lays out every weight that the graph's nodes read. `positions` is the longest sequence, for rope tables.
     pub fn build(graph: &Graph, positions: u64, target: &CpuTarget) -> Result<WeightLayout, LowerError> {
@@ -166,7 +208,7 @@ impl WeightLayout {
             Op::Embed => {
                 let table = weight(1).expect("the verifier wants a table");
                 let tied = graph.nodes.iter().any(|n| n.op == Op::Linear && n.operands[1] == Operand::Weight(table));
-                if tied { self.panels(graph, node, table, target) } else { self.rows(graph, node, table) }
+                if tied { self.panels(graph, node, table, target) } else { self.table(graph, node, table, target) }
             }
             Op::RmsNorm => match weight(1) {
                 Some(w) => self.vector(graph, node, w),
@@ -186,7 +228,7 @@ impl WeightLayout {
             Op::Rope => {
                 let (head_dim, theta) = (node.attrs.int("head_dim"), node.attrs.float("theta"));
                 let size_bytes = self.positions * head_dim * 4;
-                let piece = Piece { packing: Packing::Rows, dtype: DType::F32, offset_bytes: 0, size_bytes };
+                let piece = Piece { packing: Packing::Rows, format: Format::F32, offset_bytes: 0, size_bytes };
                 self.place(Content::Rope { head_dim, theta_bits: theta.to_bits() }, piece);
                 Ok(())
             }
@@ -220,23 +262,25 @@ impl WeightLayout {
         Ok(())
     }
 
-    fn rows(&mut self, graph: &Graph, node: &Node, w: WeightId) -> Result<(), LowerError> {
+    /// An embedding table, row-major.
+    fn table(&mut self, graph: &Graph, node: &Node, w: WeightId, target: &CpuTarget) -> Result<(), LowerError> {
         let weight = graph.weight(w);
-        let dtype = float_dtype(node, weight)?;
-        weight_type(node, dtype)?;
-        let size_bytes = weight.elems() * dtype.bytes();
-        let piece = Piece { packing: Packing::Rows, dtype, offset_bytes: 0, size_bytes };
-        self.place(Content::Weight(w), piece);
+        let (format, _) = Format::of(node, weight, &[KernelOp::EmbedRows], target)?;
+        let size_bytes = format.packed_bytes(weight.rows(), weight.cols(), 1);
+        self.place(Content::Weight(w), Piece { packing: Packing::Rows, format, offset_bytes: 0, size_bytes });
         Ok(())
     }
 
     /// Small weights that kernels read as f32.
     fn vector(&mut self, graph: &Graph, node: &Node, w: WeightId) -> Result<(), LowerError> {
-        let found = graph.weight(w).storage;
-        if found != Storage::F32 {
-            return Err(LowerError::WeightStorage { node: node.label.clone(), found: found.name() });
+        let weight = graph.weight(w);
+        if weight.storage != Storage::F32 {
+            return Err(LowerError::VectorStorage { node: node.label.clone(), found: weight.storage.name() });
         }
-        self.rows(graph, node, w)
+        let size_bytes = weight.elems() * 4;
+        let piece = Piece { packing: Packing::Rows, format: Format::F32, offset_bytes: 0, size_bytes };
+        self.place(Content::Weight(w), piece);
+        Ok(())
     }
 
     fn place(&mut self, content: Content, piece: Piece) {
@@ -273,7 +317,7 @@ impl WeightLayout {
             let start = self.size_bytes;
             for (content, wanted) in contents.iter().zip(&sizes) {
                 let piece = module_piece(graph, node, *content, target)?;
-                if (piece.dtype, piece.size_bytes) != (wanted.dtype, wanted.size_bytes) {
+                if (piece.format, piece.size_bytes) != (wanted.format, wanted.size_bytes) {
                     return Err(LowerError::UnequalModules { node: node.label.clone(), module: c });
                 }
                 // Modules may share a weight; each still has its own copy, a stride from the one before.
@@ -289,7 +333,7 @@ impl WeightLayout {
             let column = modules.iter().map(|m| m[i]).collect();
             let pieces = ModulePieces {
                 packing: piece.packing,
-                dtype: piece.dtype,
+                format: piece.format,
                 offset_bytes: starts[i],
                 stride_bytes: starts.get(first.len() + i).map_or(0, |second| second - starts[i]),
                 size_bytes: piece.size_bytes,
@@ -379,111 +423,6 @@ impl WeightLayout {
             })
             .collect()
     }
-
-    /// Streams the section: one panel's rows in memory at a time. `progress` is told the bytes written so far.
-    pub fn write(
-        &self,
-        read_rows: &ReadRows<'_>,
-        graph: &Graph,
-        out: &mut WeightsWriter<'_>,
-        progress: &dyn Fn(u64),
-    ) -> io::Result<()> {
-        let mut buffers = Buffers::default();
-        for block in &self.blocks {
-            out.pad_to(block.piece.offset_bytes)?;
-            match (block.content, block.piece.packing) {
-                (Content::Weight(w), Packing::Rows) => {
-                    let weight = graph.weight(w);
-                    for row in 0..weight.rows() {
-                        let rows = buffers.read(read_rows, w, row, 1, weight.cols())?;
-                        write_elements(rows, block.piece.dtype, out)?;
-                    }
-                }
-                (Content::Weight(w), Packing::Panels { nr } | Packing::PanelPairs { nr }) => {
-                    for panel in 0..graph.weight(w).rows().div_ceil(nr) {
-                        buffers.write_panel(read_rows, graph, w, panel, nr, block.piece.dtype, out)?;
-                    }
-                }
-                (Content::Pair(gate, up), Packing::Panels { nr } | Packing::PanelPairs { nr }) => {
-                    for panel in 0..graph.weight(gate).rows().div_ceil(nr) {
-                        buffers.write_panel(read_rows, graph, gate, panel, nr, block.piece.dtype, out)?;
-                        buffers.write_panel(read_rows, graph, up, panel, nr, block.piece.dtype, out)?;
-                    }
-                }
-                (Content::Pair(..), Packing::Rows) => return Err(io::Error::other("a pair is packed in panels")),
-                (Content::Rope { head_dim, theta_bits }, _) => {
-                    for position in 0..self.positions {
-                        let row = rope_row(position, head_dim, f32::from_bits(theta_bits));
-                        write_elements(&row, DType::F32, out)?;
-                    }
-                }
-            }
-            progress(out.position());
-        }
-        out.pad_to(self.size_bytes)
-    }
-}
-
-/// Working memory of [`WeightLayout::write`].
-#[derive(Default)]
-struct Buffers {
-    rows: Vec<f32>,
-    packed: Vec<u8>,
-}
-
-impl Buffers {
-    fn read(&mut self, read_rows: &ReadRows<'_>, w: WeightId, first: u64, count: u64, cols: u64) -> io::Result<&[f32]> {
-        self.rows.resize((count * cols) as usize, 0.0);
-        read_rows(w, first, &mut self.rows)?;
-        Ok(&self.rows)
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a panel is named by all of them; a struct would only be taken apart"
-    )]
-    fn write_panel(
-        &mut self,
-        read_rows: &ReadRows<'_>,
-        graph: &Graph,
-        w: WeightId,
-        panel: u64,
-        nr: u64,
-        dtype: DType,
-        out: &mut dyn Write,
-    ) -> io::Result<()> {
-        let weight = graph.weight(w);
-        let (first, k) = (panel * nr, weight.cols());
-        let count = nr.min(weight.rows() - first);
-        self.read(read_rows, w, first, count, k)?;
-        let weight_type = if dtype == DType::F16 { WeightType::F16 } else { WeightType::F32 };
-        self.packed.resize((nr * k * dtype.bytes()) as usize, 0);
-        pack(Source::F32(&self.rows), k as usize, nr as usize, weight_type, &mut self.packed)
-            .map_err(|e| io::Error::other(format!("weight {}, panel {panel}: {e}", weight.name)))?;
-        out.write_all(&self.packed)
-    }
-}
-
-fn write_elements(elements: &[f32], dtype: DType, out: &mut dyn Write) -> io::Result<()> {
-    let mut bytes = Vec::with_capacity(elements.len() * 4);
-    for x in elements {
-        if dtype == DType::F16 {
-            bytes.extend_from_slice(&half::f16::from_f32(*x).to_le_bytes());
-        } else {
-            bytes.extend_from_slice(&x.to_le_bytes());
-        }
-    }
-    out.write_all(&bytes)
-}
-
-/// Cosines, then sines, of one position: angle = position · theta^(−2i/head_dim), frequency and angle rounded to f32 as the
-/// models' own training code does.
-fn rope_row(position: u64, head_dim: u64, theta: f32) -> Vec<f32> {
-    let angles = (0..head_dim / 2).map(|i| {
-        let frequency = f64::from(theta).powf(-2.0 * i as f64 / head_dim as f64) as f32;
-        f64::from(position as f32 * frequency)
-    });
-    angles.clone().map(|a| a.cos() as f32).chain(angles.map(|a| a.sin() as f32)).collect()
 }
 
 /// What each module of a node has: of `expert.linear` one matrix, of `expert.ffn` gate with up, and down.
@@ -509,10 +448,10 @@ fn module_piece(graph: &Graph, node: &Node, content: Content, target: &CpuTarget
 
 fn panel_piece(graph: &Graph, node: &Node, w: WeightId, target: &CpuTarget) -> Result<Piece, LowerError> {
     let weight = graph.weight(w);
-    let dtype = float_dtype(node, weight)?;
-    let nr = panel_width(node, KernelOp::Gemm, KernelOp::Gemv, dtype, target)?;
-    let size_bytes = weight.rows().div_ceil(nr) * nr * weight.cols() * dtype.bytes();
-    Ok(Piece { packing: Packing::Panels { nr }, dtype, offset_bytes: 0, size_bytes })
+    // One copy of the weights serves prefill and decode.
+    let (format, nr) = Format::of(node, weight, &[KernelOp::Gemm, KernelOp::Gemv], target)?;
+    let size_bytes = format.packed_bytes(weight.rows(), weight.cols(), nr);
+    Ok(Piece { packing: Packing::Panels { nr }, format, offset_bytes: 0, size_bytes })
 }
 
 fn pair_piece(
@@ -530,28 +469,7 @@ fn pair_piece(
             up: format!("{} {:?}", up.storage, up.shape),
         });
     }
-    let dtype = float_dtype(node, gate)?;
-    let nr = panel_width(node, KernelOp::GemmSwiglu, KernelOp::GemvSwiglu, dtype, target)?;
-    let size_bytes = 2 * gate.rows().div_ceil(nr) * nr * gate.cols() * dtype.bytes();
-    Ok(Piece { packing: Packing::PanelPairs { nr }, dtype, offset_bytes: 0, size_bytes })
-}
-
-/// The panel width that both kernels of an operation read: one copy of the weights serves prefill and decode.
-fn panel_width(
-    node: &Node,
-    matrix: KernelOp,
-    vector: KernelOp,
-    dtype: DType,
-    target: &CpuTarget,
-) -> Result<u64, LowerError> {
-    let weight = weight_type(node, dtype)?;
-    let width = |op: KernelOp| {
-        select(op, &target.features, weight).map(|row| row.tile.nr as u64).ok_or_else(|| LowerError::NoKernel {
-            op: format!("{op:?}"),
-            weight: format!("{weight:?}"),
-            target: target.name.into(),
-        })
-    };
-    let (m, v) = (width(matrix)?, width(vector)?);
-    if m == v { Ok(m) } else { Err(LowerError::PanelWidths { matrix: m, vector: v, target: target.name.into() }) }
+    let (format, nr) = Format::of(node, gate, &[KernelOp::GemmSwiglu, KernelOp::GemvSwiglu], target)?;
+    let size_bytes = 2 * format.packed_bytes(gate.rows(), gate.cols(), nr);
+    Ok(Piece { packing: Packing::PanelPairs { nr }, format, offset_bytes: 0, size_bytes })
 }
