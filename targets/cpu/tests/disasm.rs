@@ -240,7 +240,7 @@ fn what_is_not_certain_has_no_name() {
 fn program(target: &CpuTarget) -> Program {
     let model = import::load("preset:gem-tiny", &ImportOptions::default()).unwrap();
     let mut graph = model.graph.clone();
-    let context = PassContext::new(&graph, Recipe::None, graph.info.max_position_embeddings);
+    let context = PassContext::new(&graph, Recipe::default(), graph.info.max_position_embeddings);
     let plan = run_pipeline(&mut graph, &context, None, &mut |_, _, _| ()).unwrap().unwrap();
     let lowered = lower(&graph, &plan, target, &About::default()).unwrap();
     let Program { code, ranges, entries, kernels, stack_bytes } = lowered.program();
