@@ -89,6 +89,9 @@ pub fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> 
     }
     let mut context = PassContext::new(graph, options.recipe, max_tokens);
     if let Some(chunk) = options.chunk_tokens {
+        if chunk == 0 || chunk > max_tokens {
+            bail!(Usage(format!("--chunk-tokens: wanted 1 to {max_tokens} (the longest sequence), found {chunk}")));
+        }
         context.chunk_tokens = chunk;
     }
     Ok(context)
