@@ -8,6 +8,7 @@ mod compile;
 mod demo;
 mod inspect;
 mod kernels;
+mod kernels_bench;
 #[cfg(feature = "compiler")]
 mod passes;
 mod run;
@@ -16,7 +17,7 @@ mod targets;
 
 use std::process::ExitCode;
 
-use crate::cli::Command;
+use crate::cli::{Command, KernelsCommand};
 use crate::ui::Ui;
 
 /// Runs a command.
@@ -32,7 +33,10 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Targets(args) => targets::run(&args),
-        Command::Kernels(args) => kernels::run(&args),
+        Command::Kernels(args) => match args.command {
+            Some(KernelsCommand::Bench(args)) => kernels_bench::run(&args),
+            None => kernels::run(&args.list),
+        },
         #[cfg(feature = "compiler")]
         Command::Passes(args) => passes::run(&args),
     }
