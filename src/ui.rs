@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use crate::cli::Global;
 
 /// Verbosity and where it goes.
+#[derive(Default)]
 pub struct Ui {
     quiet: bool,
     verbose: bool,
@@ -22,6 +23,12 @@ impl Ui {
     /// From the global options. Bars need a terminal.
     pub fn new(global: &Global) -> Self {
         Ui { quiet: global.quiet, verbose: global.verbose }
+    }
+
+    /// Whether nothing but results and errors is wanted.
+    #[cfg(feature = "compiler")]
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// A line of log.
@@ -107,7 +114,18 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Ta
 
 /// A temporary file that will be renamed to a result: readable as any new file is, not by its owner alone.
 pub fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
-    let permissions = Permissions::from_mode(0o666);
+    temporary(folder, 0o666)
+}
+
+/// A temporary file that will be renamed to a program.
+#[cfg(any(test, feature = "compiler"))]
+pub fn temporary_program_in(folder: &Path) -> io::Result<NamedTempFile> {
+    temporary(folder, 0o777)
+}
+
+/// `mode` is narrowed by the user's umask, as for every new file.
+fn temporary(folder: &Path, mode: u32) -> io::Result<NamedTempFile> {
+    let permissions = Permissions::from_mode(mode);
     tempfile::Builder::new().prefix(".lapidary-").permissions(permissions).tempfile_in(folder)
 }
 

@@ -8,7 +8,8 @@ use lapidary_format::{Artifact, ManifestFlags, NO_INDEX};
 use lapidary_runtime::ArtifactFile;
 use serde_json::json;
 
-use crate::cli::{Format, InspectArgs};
+use crate::cli::{Format, InspectArgs, InspectOptions};
+use crate::engine;
 use crate::ui::{Ui, bytes, count, table};
 
 /// Shows an artifact, or a model before it is compiled.
@@ -18,15 +19,19 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     if args.file.starts_with("preset:") || path.is_dir() || path.extension().is_some_and(|e| e == "lir") {
         return crate::model::inspect(&args.file, args.format);
     }
-    let file = ArtifactFile::open(path)?;
-    if args.check {
+    show(&engine::artifact(path)?, &args.options, args.format, ui)
+}
+
+/// Shows an artifact.
+pub fn show(file: &ArtifactFile, options: &InspectOptions, format: Format, ui: &Ui) -> anyhow::Result<ExitCode> {
+    if options.check {
         let spinner = ui.spinner("checking");
-        file.check().with_context(|| args.file.clone())?;
+        file.check().with_context(|| file.path().display().to_string())?;
         spinner.finish_and_clear();
     }
-    match args.format {
-        Format::Text => print_text(file.artifact(), args.check),
-        Format::Json => print_json(file.artifact(), args.check),
+    match format {
+        Format::Text => print_text(file, options.check),
+        Format::Json => print_json(file, options.check),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -35,7 +40,8 @@ fn features<'a>(artifact: &Artifact<'a>) -> Vec<&'a str> {
     artifact.features().iter().map(|f| f.name).collect()
 }
 
-fn print_text(artifact: &Artifact<'_>, checked: bool) {
+fn print_text(file: &ArtifactFile, checked: bool) {
+    let artifact = file.artifact();
     let m = artifact.manifest();
     let plan = artifact.plan();
     println!("model         {} ({}, {} parameters)", m.model, m.head, count(m.parameters));
@@ -67,6 +73,11 @@ fn print_text(artifact: &Artifact<'_>, checked: bool) {
         bytes(m.bytes_touched_per_token),
         count(m.macs_per_token)
     );
+    let range = file.range();
+    if range.start > 0 {
+        let (runner, inside) = (bytes(range.start), bytes(range.end - range.start));
+        println!("executable    runner {runner} (padded), artifact {inside}");
+    }
     println!(
         "kernels       {}",
         artifact.kernels().iter().map(|k| k.name).collect::<Vec<_>>().join("\n              ")
@@ -107,7 +118,8 @@ fn modules(artifact: &Artifact<'_>) -> String {
     }
 }
 
-fn print_json(artifact: &Artifact<'_>, checked: bool) {
+fn print_json(file: &ArtifactFile, checked: bool) {
+    let artifact = file.artifact();
     let m = artifact.manifest();
     let plan = artifact.plan();
     let sections: Vec<_> = artifact
@@ -156,6 +168,8 @@ fn print_json(artifact: &Artifact<'_>, checked: bool) {
         "can_decode": m.flags.contains(ManifestFlags::CAN_DECODE),
         "cannot_decode": m.cannot_decode,
         "domain_names": artifact.domain_names().iter().map(|d| d.name).collect::<Vec<_>>(),
+        "runner_bytes": file.range().start,
+        "artifact_bytes": file.range().end - file.range().start,
         "weights_bytes": plan.weights_bytes,
         "arena_bytes": plan.arena_bytes,
         "state_bytes": plan.state_bytes,

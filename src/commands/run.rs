@@ -6,31 +6,33 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use lapidary_format::{Head, Manifest, abi::Counter};
+use lapidary_format::{Head, Manifest, NO_INDEX, abi::Counter};
 use lapidary_runtime::{
-    GenerateOptions, RunError, Sampler, SamplerOptions, Session, Stop, TensorData, TextError, Tokenizer, generate,
+    ArtifactFile, GenerateOptions, RunError, Sampler, Session, Stop, TensorData, TextError, Tokenizer, generate,
 };
-use ndarray::{Array1, Array2};
-use ndarray_npy::{NpzWriter, ReadNpyExt};
 
-use crate::cli::RunArgs;
+use crate::cli::RunOptions;
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
+use crate::tensors::{self, Ids, Outputs};
 use crate::ui::Ui;
 
+/// Tokens to generate when none are asked for.
+const DEFAULT_MAX_NEW: usize = 64;
+
 /// Generates, classifies, embeds, or runs plain tensors.
-pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
+pub fn run(artifact: ArtifactFile, args: &RunOptions, threads: usize, ui: &Ui) -> anyhow::Result<ExitCode> {
     if !(args.temperature.is_finite() && args.temperature >= 0.0) {
         bail!(Usage(format!("--temperature: wanted a number from 0 on, found {}", args.temperature)));
     }
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
         bail!(Usage(format!("--top-p: wanted a number above 0, at most 1, found {}", args.top_p)));
     }
-    let mut session = engine::open(&args.artifact, args.threads)?;
+    let mut session = engine::open(artifact, threads)?;
     match (&args.prompt, &args.text, &args.input, &args.output) {
         (Some(prompt), ..) => continue_text(&mut session, args, prompt, ui)?,
         (None, Some(text), ..) => pool_text(&mut session, text)?,
-        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, input, output)?,
+        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, args, input, output, ui)?,
         _ => bail!(Usage("run: wanted --prompt, --text, or --input with --output, found none of them".into())),
     }
     if args.counters {
@@ -58,12 +60,11 @@ fn text_error(error: TextError) -> anyhow::Error {
     }
 }
 
-fn continue_text(session: &mut Session, args: &RunArgs, prompt: &str, ui: &Ui) -> anyhow::Result<()> {
+fn continue_text(session: &mut Session, args: &RunOptions, prompt: &str, ui: &Ui) -> anyhow::Result<()> {
     let model = session.model().clone();
     let tokenizer = Tokenizer::of(model.artifact())?;
-    let mut sampler =
-        Sampler::new(SamplerOptions { temperature: args.temperature, top_p: args.top_p, seed: args.seed });
-    let options = GenerateOptions { max_new: args.max_new, stop_at_end: !args.ignore_eos };
+    let mut sampler = Sampler::new(args.sampling());
+    let options = GenerateOptions { max_new: args.max_new.unwrap_or(DEFAULT_MAX_NEW), stop_at_end: !args.ignore_eos };
     let mut out = std::io::stdout().lock();
     write!(out, "{prompt}")?;
     out.flush()?;
@@ -104,52 +105,49 @@ fn pool_text(session: &mut Session, text: &str) -> anyhow::Result<()> {
         ));
     }
     let ids = Tokenizer::of(model.artifact())?.encode(text)?;
-    let outputs = engine::outputs(session, &ids)?;
-    let output = outputs.get("output").context("the artifact has no output named `output`")?;
+    let outputs = session.forward_all(&ids)?;
+    let output = outputs.into_iter().find(|tensor| tensor.name == "output").map(|tensor| tensor.data);
+    let Some(TensorData::F32(output)) = output else { bail!("the artifact has no f32 output named `output`") };
     match manifest.head {
         Head::SequenceClassification => {
-            for (label, score) in output.data.iter().enumerate() {
+            for (label, score) in output.iter().enumerate() {
                 println!("{label}\t{score}");
             }
         }
         Head::Embedding | Head::CausalLm => {
-            let numbers: Vec<String> = output.data.iter().map(f32::to_string).collect();
+            let numbers: Vec<String> = output.iter().map(f32::to_string).collect();
             println!("[{}]", numbers.join(", "));
         }
     }
     Ok(())
 }
 
-/// `ids=@x.npy` → every output into an `.npz`, written under another name and renamed.
-fn plain_tensors(session: &mut Session, input: &str, output: &Path) -> anyhow::Result<()> {
+/// `ids=@FILE` → every output of each sequence, or with `--max-new` how it goes on, into an `.npz`.
+fn plain_tensors(session: &mut Session, args: &RunOptions, input: &str, output: &Path, ui: &Ui) -> anyhow::Result<()> {
     let Some(("ids", file)) = input.split_once("=@") else {
-        bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
+        bail!(Usage(format!("--input: wanted ids=@FILE.npy or ids=@FILE.npz, found `{input}`")));
     };
-    let opened = std::fs::File::open(file).with_context(|| format!("{file}: cannot be opened"))?;
-    let ids: Array1<i64> = Array1::read_npy(opened).with_context(|| format!("{file}: wanted int64 [T]"))?;
-    let ids = ids
-        .iter()
-        .enumerate()
-        .map(|(i, id)| {
-            u32::try_from(*id).with_context(|| format!("{file}: element {i}: wanted a token id, found {id}"))
-        })
-        .collect::<anyhow::Result<Vec<u32>>>()?;
-    let tensors = session.forward_all(&ids)?;
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = crate::ui::temporary_in(folder)
-        .with_context(|| format!("{}: a file beside it cannot be created", output.display()))?;
-    let mut npz = NpzWriter::new(temporary.as_file_mut());
-    for tensor in tensors {
-        let shape = (tensor.rows, tensor.columns);
-        let (name, place) = (tensor.name.as_str(), || format!("{}: array {}", output.display(), tensor.name));
-        match tensor.data {
-            TensorData::F32(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
-            TensorData::U8(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
-            TensorData::U32(data) => npz.add_array(name, &Array2::from_shape_vec(shape, data).with_context(place)?),
+    let sequences = tensors::read_ids(Path::new(file))?;
+    let end_token = session.model().manifest().end_token;
+    let end_token = (end_token != NO_INDEX && !args.ignore_eos).then_some(end_token);
+    let mut outputs = Outputs::create(output)?;
+    let bar = ui.count_bar("sequences", sequences.len() as u64);
+    for Ids { prefix, ids } in &sequences {
+        let place = || format!("{file}: {prefix}ids");
+        match args.max_new {
+            Some(max_new) => {
+                let mut sampler = Sampler::new(args.sampling());
+                let new = engine::continuation(session, &mut sampler, ids, max_new, end_token).with_context(place)?;
+                outputs.add_ids(&format!("{prefix}generated"), &new)?;
+            }
+            None => {
+                for tensor in session.forward_all(ids).with_context(place)? {
+                    outputs.add(prefix, tensor)?;
+                }
+            }
         }
-        .with_context(place)?;
+        bar.inc(1);
     }
-    npz.finish().with_context(|| format!("{}: cannot be written", output.display()))?;
-    temporary.persist(output).with_context(|| format!("{}: cannot be renamed into place", output.display()))?;
-    Ok(())
+    bar.finish_and_clear();
+    outputs.finish()
 }
