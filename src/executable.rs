@@ -102,16 +102,6 @@ fn parse_trailer(trailer: &[u8; TRAILER_BYTES as usize], file_bytes: u64) -> Res
     Ok(offset..end)
 }
 
-fn trailer(offset: u64, bytes: u64) -> [u8; TRAILER_BYTES as usize] {
-    let mut trailer = [0; TRAILER_BYTES as usize];
-    trailer[..8].copy_from_slice(&MAGIC);
-    trailer[8..16].copy_from_slice(&offset.to_le_bytes());
-    trailer[16..24].copy_from_slice(&bytes.to_le_bytes());
-    let checksum = crc32fast::hash(&trailer[..CHECKED_BYTES]);
-    trailer[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
-    trailer
-}
-
 /// A file without trailer in which an artifact begins all the same, where the program itself ends: how long it ought to be.
 fn cut_short(file: &File, path: &Path, bytes: u64) -> anyhow::Result<Option<u64>> {
     let mut header = [0; Elf::HEADER_BYTES];
@@ -196,6 +186,17 @@ mod write {
         temporary.persist(path).with_context(|| format!("{}: cannot be renamed into place", path.display()))?;
         File::open(folder).and_then(|folder| folder.sync_all()).with_context(place)?;
         Ok(offset + bytes + TRAILER_BYTES)
+    }
+
+    /// The trailer of an artifact of `bytes` at `offset`.
+    fn trailer(offset: u64, bytes: u64) -> [u8; TRAILER_BYTES as usize] {
+        let mut trailer = [0; TRAILER_BYTES as usize];
+        trailer[..8].copy_from_slice(&MAGIC);
+        trailer[8..16].copy_from_slice(&offset.to_le_bytes());
+        trailer[16..24].copy_from_slice(&bytes.to_le_bytes());
+        let checksum = crc32fast::hash(&trailer[..CHECKED_BYTES]);
+        trailer[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
+        trailer
     }
 
     /// A program for the architecture, with nothing appended yet.

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+#[cfg(feature = "compiler")]
 /// The exit code of a comparison or a budget that was missed.
 pub const MISSED: u8 = 3;
 

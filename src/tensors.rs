@@ -1,7 +1,7 @@
 //! Plain tensors in files: sequences of token ids come in, arrays go out.
 //!
-//! Ids are read here and not by a library: the runner of an executable is small, and a general reader of `.npy` brings a parser
-//! of Python literals that weighs more than the runtime.
+//! Arrays are read and written here and not by a library: the runner of an executable is small, and a general reader of
+//! `.npy` brings a parser of Python literals and big integers that weigh more than the runtime.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,10 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use lapidary_runtime::{Tensor, TensorData};
-use ndarray::{Array1, Array2, ShapeBuilder};
-use ndarray_npy::NpzWriter;
 use tempfile::NamedTempFile;
-use zip::ZipArchive;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 /// Most bytes of one array of ids: 8 Mi ids and a header.
 const MAX_ARRAY_BYTES: u64 = (64 << 20) + (64 << 10);
@@ -89,7 +88,7 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
 /// An `.npz` that appears under its name when it is complete.
 pub struct Outputs<'p> {
     path: &'p Path,
-    npz: NpzWriter<NamedTempFile>,
+    zip: ZipWriter<NamedTempFile>,
 }
 
 impl<'p> Outputs<'p> {
@@ -98,33 +97,55 @@ impl<'p> Outputs<'p> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let temporary = crate::ui::temporary_in(folder)
             .with_context(|| format!("{}: a file beside it cannot be created", path.display()))?;
-        Ok(Outputs { path, npz: NpzWriter::new(temporary) })
+        Ok(Outputs { path, zip: ZipWriter::new(temporary) })
     }
 
     /// Adds an output of the model, `[rows, columns]`.
-    pub fn add(&mut self, prefix: &str, tensor: Tensor) -> anyhow::Result<()> {
+    pub fn add(&mut self, prefix: &str, tensor: &Tensor) -> anyhow::Result<()> {
         let name = format!("{prefix}{}", tensor.name);
-        let place = || format!("{}: array {name}", self.path.display());
-        let shape = (tensor.rows, tensor.columns).into_shape_with_order();
-        let npz = &mut self.npz;
-        match tensor.data {
-            TensorData::F32(data) => npz.add_array(&name, &Array2::from_shape_vec(shape, data).with_context(place)?),
-            TensorData::U8(data) => npz.add_array(&name, &Array2::from_shape_vec(shape, data).with_context(place)?),
-            TensorData::U32(data) => npz.add_array(&name, &Array2::from_shape_vec(shape, data).with_context(place)?),
+        let shape = format!("({}, {})", tensor.rows, tensor.columns);
+        match &tensor.data {
+            TensorData::F32(data) => self.array(&name, "<f4", &shape, data.iter().map(|x| x.to_le_bytes())),
+            TensorData::U8(data) => self.array(&name, "|u1", &shape, data.iter().map(|x| x.to_le_bytes())),
+            TensorData::U32(data) => self.array(&name, "<u4", &shape, data.iter().map(|x| x.to_le_bytes())),
         }
-        .with_context(place)
     }
 
     /// Adds token ids, int64 `[n]`.
     pub fn add_ids(&mut self, name: &str, ids: &[u32]) -> anyhow::Result<()> {
-        let ids: Array1<i64> = ids.iter().map(|id| i64::from(*id)).collect();
-        self.npz.add_array(name, &ids).with_context(|| format!("{}: array {name}", self.path.display()))
+        let elements = ids.iter().map(|id| i64::from(*id).to_le_bytes());
+        self.array(name, "<i8", &format!("({},)", ids.len()), elements)
+    }
+
+    /// Writes one array in NumPy's format, version 1.0.
+    fn array<const N: usize>(
+        &mut self,
+        name: &str,
+        descr: &str,
+        shape: &str,
+        elements: impl Iterator<Item = [u8; N]>,
+    ) -> anyhow::Result<()> {
+        let place = || format!("{}: array {name}", self.path.display());
+        let dictionary = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+        // Magic, version, length, dictionary and a line end are a multiple of 64 bytes.
+        let header_bytes = (10 + dictionary.len() + 1).next_multiple_of(64) - 10;
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(u16::try_from(header_bytes).with_context(place)?.to_le_bytes());
+        bytes.extend(format!("{dictionary:<0$}\n", header_bytes - 1).bytes());
+        bytes.extend(elements.flatten());
+        // The same outputs give the same file: the time is that of all archives without one.
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .last_modified_time(DateTime::default())
+            .large_file(bytes.len() > u32::MAX as usize);
+        self.zip.start_file(format!("{name}.npy"), options).with_context(place)?;
+        self.zip.write_all(&bytes).with_context(place)
     }
 
     /// Gives the file its name.
     pub fn finish(self) -> anyhow::Result<()> {
         let place = || format!("{}: cannot be written", self.path.display());
-        let mut temporary = self.npz.finish().with_context(place)?;
+        let mut temporary = self.zip.finish().with_context(place)?;
         temporary.flush().with_context(place)?;
         temporary
             .persist(self.path)

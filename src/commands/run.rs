@@ -142,7 +142,7 @@ fn plain_tensors(session: &mut Session, args: &RunOptions, input: &str, output: 
             }
             None => {
                 for tensor in session.forward_all(ids).with_context(place)? {
-                    outputs.add(prefix, tensor)?;
+                    outputs.add(prefix, &tensor)?;
                 }
             }
         }
