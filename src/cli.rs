@@ -305,6 +305,9 @@ pub struct CompareArgs {
     /// Threads (0: as many as the machine has)
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// What the artifact gave elsewhere (`run --input ids=@F --output`, without and with --max-new), instead of running it here
+    #[arg(long, value_name = "FILE.npz", value_delimiter = ',')]
+    pub outputs: Option<Vec<PathBuf>>,
     /// Compare no greedy continuations
     #[arg(long)]
     pub no_greedy: bool,

@@ -3,7 +3,7 @@
 //! Arrays are named `prompt.NNN.NAME`, or just `NAME` for a file of one prompt; names are those of the plain outputs (`logits`,
 //! `domains`, `modules.l`, `gates.l`, `output`) with, beside them, `ids` (int64 `[T]`), `logits_rows` (which rows
 //! of the logits are stored; absent: all), `scores.l` (the scores that modules were selected by), `greedy` (greedy
-//! continuation) and `greedy_margin` (how far apart the two best logits were at each step).
+//! continuation; `generated` in what `run` writes) and `greedy_margin` (how far apart the two best logits were at each step).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -63,7 +63,7 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
             prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
         let place = || format!("{}: array {array}", path.display());
         match name {
-            "ids" | "greedy" => {
+            "ids" | "greedy" | "generated" => {
                 let ids = integers(&mut npz, &entry).with_context(place)?;
                 let ids = ids.into_iter().map(u32::try_from).collect::<Result<_, _>>();
                 let ids = ids.with_context(|| format!("{}: wanted token ids", place()))?;
@@ -123,14 +123,21 @@ fn integers(npz: &mut NpzReader<File>, entry: &str) -> anyhow::Result<Vec<i64>> 
     Ok(array.into_iter().collect())
 }
 
-/// An array of f32, f16-free floats or bytes as rows; a vector is one row per element.
+/// An array of f32, bytes or u32 as rows; a vector is one row per element.
 fn rows(npz: &mut NpzReader<File>, entry: &str) -> anyhow::Result<Rows> {
     let as_f32: Result<ArrayD<f32>, ReadNpzError> = npz.by_name(entry);
     let array = match as_f32 {
         Ok(array) => array,
         Err(ReadNpzError::Npy(_)) => {
-            let bytes: ArrayD<u8> = npz.by_name(entry).context("wanted float32 or uint8")?;
-            bytes.mapv(f32::from)
+            let as_u8: Result<ArrayD<u8>, ReadNpzError> = npz.by_name(entry);
+            match as_u8 {
+                Ok(array) => array.mapv(f32::from),
+                Err(ReadNpzError::Npy(_)) => {
+                    let array: ArrayD<u32> = npz.by_name(entry).context("wanted float32, uint8 or uint32")?;
+                    array.mapv(|x| x as f32)
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         Err(error) => return Err(error.into()),
     };

@@ -45,7 +45,8 @@ fn errors_name_what_is_wrong_and_exit_with_their_code() {
     fails(&["compile", tiny, "--target", "npu"], 4, "NPU");
     fails(&["compile", tiny, "--quant", "int8"], 4, "int8");
     fails(&["compile", tiny, "--quant", "fp31"], 2, "fp31");
-    fails(&["compile", tiny, "--emit", "exe"], 4, "exe");
+    fails(&["compile", tiny, "--emit", "object"], 4, "object");
+    fails(&["compile", tiny, "--emit", "nonsense"], 2, "nonsense");
     fails(&["compile", tiny, "--max-tokens", "1000000"], 2, "max-tokens");
     fails(&["compile", tiny, "--dump-ir", "nonsense"], 2, "nonsense");
     fails(&["compile", "preset:gem-huge", "--dry-run"], 1, "gem-huge");

@@ -19,10 +19,10 @@ use crate::failure::{MISSED, Usage};
 use crate::reference::{self, Prompt};
 use crate::ui::{Ui, table};
 
-/// Runs the artifact on every reference prompt.
+/// Runs the artifact on every reference prompt, or takes what it gave elsewhere.
 pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
-    let mut session = engine::open(engine::artifact(&args.artifact)?, args.threads)?;
-    let manifest = *session.model().manifest();
+    let artifact = engine::artifact(&args.artifact)?;
+    let manifest = *artifact.artifact().manifest();
     let (source, prompts) = references(args, &manifest, ui)?;
     let default_atol = if matches!(manifest.quantization, "fp32" | "none") { 1e-3 } else { 1e-2 };
     let tolerance = Tolerance {
@@ -30,7 +30,10 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         rtol: args.rtol,
         boundary: boundary(manifest.source_config),
     };
-    let comparison = compare(&mut session, &prompts, &tolerance, !args.no_greedy, ui)?;
+    let comparison = match &args.outputs {
+        Some(files) => compare_outputs(files, &prompts, &tolerance, !args.no_greedy)?,
+        None => compare(&mut engine::open(artifact, args.threads)?, &prompts, &tolerance, !args.no_greedy, ui)?,
+    };
     match args.format {
         Format::Text => print_text(&comparison, &source, &tolerance),
         Format::Json => print_json(&comparison, &source, &tolerance),
@@ -60,6 +63,32 @@ fn compare(
         bar.inc(1);
     }
     bar.finish_and_clear();
+    Ok(comparison)
+}
+
+/// The same of files that `run` wrote: outputs, continuations, or one of each. Every prompt has to be in every file.
+fn compare_outputs(
+    files: &[PathBuf],
+    prompts: &[Prompt],
+    tolerance: &Tolerance,
+    greedy: bool,
+) -> anyhow::Result<Comparison> {
+    let mut comparison = Comparison::default();
+    for file in files {
+        let found = reference::read(file)?;
+        for prompt in prompts {
+            let same = found.iter().find(|f| f.name == prompt.name);
+            let Some(found) = same.filter(|f| f.ids == prompt.ids) else {
+                bail!("{}: prompt {}, wanted it with the ids of the reference, found none", file.display(), prompt.name);
+            };
+            if !found.outputs.is_empty() {
+                comparison.add(prompt, &found.outputs, tolerance);
+            }
+            if greedy && !found.greedy.is_empty() && !prompt.greedy.is_empty() {
+                comparison.add_greedy(prompt, &found.greedy);
+            }
+        }
+    }
     Ok(comparison)
 }
 

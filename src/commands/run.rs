@@ -133,6 +133,7 @@ fn plain_tensors(session: &mut Session, args: &RunOptions, input: &str, output: 
     let mut outputs = Outputs::create(output)?;
     let bar = ui.count_bar("sequences", sequences.len() as u64);
     for Ids { prefix, ids } in &sequences {
+        outputs.add_ids(&format!("{prefix}ids"), ids)?;
         let place = || format!("{file}: {prefix}ids");
         match args.max_new {
             Some(max_new) => {
