@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
 /// A cargo profile, see Cargo.toml.
 const PROFILE: &str = "device";
-/// The program is not unwound (it aborts on panics), so that its unwind tables would be dead weight.
-const RUSTFLAGS: &str = "-C force-unwind-tables=no";
+/// For the linker that comes with Rust: leaves out what the runner never needs.
+const LINKER_SCRIPT: &str = "src/runner.ld";
 
 /// Variables that cargo and rustup set for what they run, or that a developer sets for the machine at hand: none of them is meant
 /// for the program that is built here. `CARGO_TARGET_DIR` and the variables of a target or a profile by name are.
@@ -56,25 +56,27 @@ fn build(triple: &str, quiet: bool) -> anyhow::Result<PathBuf> {
     let linker = format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"));
     check_tools(source, triple, &linker)?;
     let mut cargo = tool(source, "CARGO", "cargo");
-    cargo.args(["build", "--profile", PROFILE, "--no-default-features", "--bin", "lapidary", "--target", triple]);
+    cargo.args(["rustc", "--profile", PROFILE, "--no-default-features", "--bin", "lapidary", "--target", triple]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
     if quiet {
         cargo.arg("--quiet");
     }
     if env::var_os(&linker).is_none() {
         cargo.env(&linker, "rust-lld");
+        let mut script = OsString::from("link-arg=-T");
+        script.push(source.join(LINKER_SCRIPT));
+        cargo.args(["--", "-C"]).arg(script);
     }
-    cargo.env("RUSTFLAGS", RUSTFLAGS);
     let output = cargo.stderr(Stdio::inherit()).output().context("cargo cannot be started")?;
     if !output.status.success() {
-        bail!("cargo build: wanted success, found {}\nhint: its own messages are above", output.status);
+        bail!("cargo: wanted success, found {}\nhint: its own messages are above", output.status);
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let built = text.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         message["executable"].as_str().map(PathBuf::from)
     });
-    built.context("cargo build: wanted the name of what it built, found none")
+    built.context("cargo: wanted the name of what it built, found none")
 }
 
 /// Cargo, the Rust target and the linker, each missing one with the line that brings it.
