@@ -153,3 +153,64 @@ impl<'p> Outputs<'p> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(sequences: &[(&str, &[u32])]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ids.npz");
+        let mut outputs = Outputs::create(&path).unwrap();
+        for (name, ids) in sequences {
+            outputs.add_ids(name, ids).unwrap();
+        }
+        outputs.finish().unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn sequences_come_back_in_the_order_of_their_names() {
+        let (_folder, path) = written(&[("prompt.001.ids", &[7]), ("prompt.000.ids", &[1, u32::MAX]), ("other", &[3])]);
+        let ids = |prefix: &str, ids: &[u32]| Ids { prefix: prefix.into(), ids: ids.to_vec() };
+        assert_eq!(read_ids(&path).unwrap(), [ids("prompt.000.", &[1, u32::MAX]), ids("prompt.001.", &[7])]);
+        let mut library = ndarray_npy::NpzReader::new(File::open(&path).unwrap()).unwrap();
+        let array: ndarray::Array1<i64> = library.by_name("prompt.000.ids").unwrap();
+        assert_eq!(array.to_vec(), [1, i64::from(u32::MAX)]);
+    }
+
+    #[test]
+    fn every_prefix_and_every_changed_byte_is_an_error_or_an_array() {
+        let mut whole = Vec::new();
+        ndarray_npy::WriteNpyExt::write_npy(&ndarray::Array1::from(vec![4_i64, 5, 6]), &mut whole).unwrap();
+        assert_eq!(read_array(&mut whole.as_slice()).unwrap(), [4, 5, 6]);
+        for end in 0..whole.len() {
+            assert!(read_array(&mut &whole[..end]).is_err(), "{end} bytes");
+        }
+        for at in 0..whole.len() {
+            for change in 1..=255 {
+                let mut changed = whole.clone();
+                changed[at] ^= change;
+                if let Ok(ids) = read_array(&mut changed.as_slice()) {
+                    assert_eq!(ids.len(), 3, "byte {at} changed by {change}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_arrays_are_refused_by_what_they_are() {
+        let array = |header: &str| {
+            let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+            bytes.extend((header.len() as u16).to_le_bytes());
+            bytes.extend(header.bytes());
+            bytes.extend(5_i64.to_le_bytes());
+            format!("{:#}", read_array(&mut bytes.as_slice()).unwrap_err())
+        };
+        assert!(array("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }").contains("int64 [T]"));
+        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (1, 1), }").contains("int64 [T]"));
+        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (), }").contains("int64 [T]"));
+        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }").contains("2 elements"));
+        assert!(array(&format!("{{'descr': '<i8', 'shape': ({},), }}", usize::MAX)).contains("elements"));
+    }
+}

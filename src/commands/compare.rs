@@ -79,7 +79,11 @@ fn compare_outputs(
         for prompt in prompts {
             let same = found.iter().find(|f| f.name == prompt.name);
             let Some(found) = same.filter(|f| f.ids == prompt.ids) else {
-                bail!("{}: prompt {}, wanted it with the ids of the reference, found none", file.display(), prompt.name);
+                bail!(
+                    "{}: prompt {}, wanted it with the ids of the reference, found none",
+                    file.display(),
+                    prompt.name
+                );
             };
             if !found.outputs.is_empty() {
                 comparison.add(prompt, &found.outputs, tolerance);

@@ -44,7 +44,9 @@ pub fn run(command: &mut Command) -> Result<String, String> {
 pub fn output(command: &mut Command) -> std::io::Result<Output> {
     for _ in 0..50 {
         match command.output() {
-            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             result => return result,
         }
     }
