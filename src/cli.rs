@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use lapidary_kernels::{QuantLayout, WeightType};
+use lapidary_runtime::SamplerOptions;
 
 /// Compiles sparse routed language models to native code and runs them.
 #[derive(Parser)]
@@ -26,6 +27,47 @@ pub struct Global {
     /// More log
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
+}
+
+/// The command line of a self-contained executable: what `run`, `bench` and `inspect` offer, for the one model inside.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, group = ArgGroup::new("report").args(["bench", "info"]))]
+pub struct Executable {
+    /// What to run, and how.
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// Threads (0: as many as the machine has; --bench takes several, as in 1,4)
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    pub threads: Vec<usize>,
+    /// Time prefill and decode
+    #[arg(long)]
+    pub bench: bool,
+    /// What to time.
+    #[command(flatten)]
+    pub bench_options: BenchOptions,
+    /// Show what is inside: model, target, CPU features, kernels, sizes
+    #[arg(long)]
+    pub info: bool,
+    /// How to look.
+    #[command(flatten)]
+    pub inspect_options: InspectOptions,
+    /// Format of --bench and --info
+    #[arg(long, value_enum, default_value_t, requires = "report")]
+    pub format: Format,
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+impl Executable {
+    /// Parses the arguments of this process, or ends it with usage, help or version.
+    pub fn from_args() -> Self {
+        let command = Self::command()
+            .mut_group("RunOptions", |run| run.conflicts_with("report"))
+            .mut_group("BenchOptions", |options| options.requires("bench"))
+            .mut_group("InspectOptions", |options| options.requires("info"));
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// How a result is printed.
@@ -60,6 +102,7 @@ pub enum Command {
     #[cfg(feature = "compiler")]
     Disasm(DisasmArgs),
     /// Compares an artifact's outputs with reference outputs or another artifact
+    #[cfg(feature = "compiler")]
     Compare(CompareArgs),
     /// Lists the targets that this build compiles for
     #[cfg(feature = "compiler")]
@@ -177,7 +220,7 @@ pub struct CompileArgs {
     /// What to compile for, see `lapidary targets`
     #[arg(long, default_value = "native")]
     pub target: String,
-    /// The artifact to write [default: MODEL's name with .lapis]
+    /// The file to write [default: MODEL's name with .lapis, or without an extension for an executable]
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// How weights, keys and values are stored: none (as in the checkpoint), fp32, fp16, int8, int4, hybrid, or a
@@ -193,7 +236,7 @@ pub struct CompileArgs {
     /// Most tokens of one prefill call [default: 128, or the whole sequence where the model needs it]
     #[arg(long)]
     pub chunk_tokens: Option<u64>,
-    /// What to write: lapis, ir
+    /// What to write: lapis (an artifact), exe (a program that needs nothing else), ir
     #[arg(long, default_value = "lapis")]
     pub emit: String,
     /// Print the graph after a phase (imported, canonical, quantized, fused, planned) or after a pass, and stop
@@ -218,21 +261,32 @@ pub struct CompileArgs {
 pub struct RunArgs {
     /// The artifact
     pub artifact: PathBuf,
+    /// What to run, and how.
+    #[command(flatten)]
+    pub options: RunOptions,
+    /// Threads (0: as many as the machine has)
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// What to run, and how: options of `run` and of self-contained executables.
+#[derive(Args)]
+pub struct RunOptions {
     /// Text to continue
     #[arg(long, conflicts_with_all = ["text", "input"])]
     pub prompt: Option<String>,
     /// Text to classify or to embed
     #[arg(long, conflicts_with = "input")]
     pub text: Option<String>,
-    /// Plain tensors: ids=@ids.npy, int64 of one dimension
-    #[arg(long, value_name = "NAME=@FILE.npy", requires = "output")]
+    /// Plain tensors: ids=@ids.npy (int64 of one dimension), or an .npz with arrays prompt.NNN.ids
+    #[arg(long, value_name = "NAME=@FILE", requires = "output")]
     pub input: Option<String>,
     /// Where plain outputs go
     #[arg(long, value_name = "FILE.npz", requires = "input")]
     pub output: Option<PathBuf>,
-    /// Tokens to generate
-    #[arg(long, default_value_t = 64)]
-    pub max_new: usize,
+    /// Tokens to generate [default: 64; with --input: none, the outputs are written instead]
+    #[arg(long)]
+    pub max_new: Option<usize>,
     /// 0: greedy
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f32,
@@ -242,9 +296,6 @@ pub struct RunArgs {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Threads (0: as many as the machine has)
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
     /// Generate on past the end-of-text token
     #[arg(long)]
     pub ignore_eos: bool,
@@ -256,18 +307,36 @@ pub struct RunArgs {
     pub record_routing: Option<PathBuf>,
 }
 
+impl RunOptions {
+    /// How tokens are chosen.
+    pub fn sampling(&self) -> SamplerOptions {
+        SamplerOptions { temperature: self.temperature, top_p: self.top_p, seed: self.seed }
+    }
+}
+
 /// `bench`.
 #[derive(Args)]
 pub struct BenchArgs {
     /// Artifacts, timed in turn
     #[arg(required = true)]
     pub artifacts: Vec<PathBuf>,
+    /// Thread counts (0: as many as the machine has)
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub threads: Vec<usize>,
+    /// What to time.
+    #[command(flatten)]
+    pub options: BenchOptions,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// What to time: options of `bench` and of self-contained executables.
+#[derive(Args)]
+pub struct BenchOptions {
     /// Tokens of a call: 1 times decode, more time prefill
     #[arg(long, value_delimiter = ',', default_value = "1,128")]
     pub tokens: Vec<usize>,
-    /// Thread counts
-    #[arg(long, value_delimiter = ',', default_value = "1")]
-    pub threads: Vec<usize>,
     /// Timed repetitions [default: as many as fit in about two seconds, 5 to 500]
     #[arg(long)]
     pub reps: Option<usize>,
@@ -280,9 +349,6 @@ pub struct BenchArgs {
     /// Which modules tokens visit: model (what the model's own router says on random ids)
     #[arg(long, default_value = "model")]
     pub routing: String,
-    /// Output format
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
 }
 
 /// `profile`.
@@ -323,14 +389,11 @@ pub struct ProfileArgs {
 /// `inspect`.
 #[derive(Args)]
 pub struct InspectArgs {
-    /// An artifact, a model folder, or preset:NAME
+    /// An artifact, a self-contained executable, a model folder, or preset:NAME
     pub file: String,
-    /// Verify every checksum and bound
-    #[arg(long)]
-    pub check: bool,
-    /// List every tensor
-    #[arg(long)]
-    pub tensors: bool,
+    /// How to look.
+    #[command(flatten)]
+    pub options: InspectOptions,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -353,7 +416,19 @@ pub struct DisasmArgs {
     pub format: Format,
 }
 
+/// How to look into an artifact: options of `inspect` and of self-contained executables.
+#[derive(Args)]
+pub struct InspectOptions {
+    /// Verify every checksum and bound
+    #[arg(long)]
+    pub check: bool,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+}
+
 /// `compare`.
+#[cfg(feature = "compiler")]
 #[derive(Args)]
 pub struct CompareArgs {
     /// The artifact
@@ -373,6 +448,9 @@ pub struct CompareArgs {
     /// Threads (0: as many as the machine has)
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// What the artifact gave elsewhere (`run --input ids=@F --output`, without and with --max-new), instead of running it here
+    #[arg(long, value_name = "FILE.npz", value_delimiter = ',')]
+    pub outputs: Option<Vec<PathBuf>>,
     /// Compare no greedy continuations
     #[arg(long)]
     pub no_greedy: bool,

@@ -71,7 +71,8 @@ pub struct Comparison {
 impl Comparison {
     /// Whether everything agreed, and there was something to agree on: near ties alone prove nothing.
     pub fn agrees(&self) -> bool {
-        self.prompts > self.near_ties.len()
+        let greedy_alone = self.prompts == 0 && self.greedy > 0;
+        (greedy_alone || self.prompts > self.near_ties.len())
             && self.missing.is_empty()
             && self.outputs.values().all(|o| o.wrong == 0)
             && self.greedy_differences.is_empty()

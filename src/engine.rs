@@ -1,19 +1,36 @@
 //! An opened artifact with its threads, as the commands use it.
 
+#[cfg(feature = "compiler")]
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use lapidary_format::ManifestFlags;
-use lapidary_runtime::{LoadError, Model, OpenError, Session, TensorData, ThreadPool, greedy};
+use lapidary_runtime::{ArtifactFile, Host, LoadError, Model, OpenError, Sampler, Session, ThreadPool};
 
+use crate::executable::Carrier;
 use crate::failure::Unsupported;
+#[cfg(feature = "compiler")]
 use crate::reference::Rows;
 
-/// Opens an artifact; one that this machine cannot run is [`Unsupported`].
-pub fn open(path: &Path, threads: usize) -> anyhow::Result<Session> {
-    let model = Model::open(path).map_err(|error| match &error {
+/// Maps an artifact: a file of its own, or the one that an executable carries.
+pub fn artifact(path: &Path) -> anyhow::Result<ArtifactFile> {
+    let carrier = match File::open(path) {
+        Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => Carrier::of(file, path)?,
+        // The next attempt says what is wrong.
+        Ok(_) | Err(_) => None,
+    };
+    Ok(match carrier {
+        Some(carrier) => carrier.open()?,
+        None => ArtifactFile::open(path)?,
+    })
+}
+
+/// Readies an artifact; one that this machine cannot run is [`Unsupported`].
+pub fn open(file: ArtifactFile, threads: usize) -> anyhow::Result<Session> {
+    let model = Model::from_file(file, &Host::detect()).map_err(|error| match &error {
         OpenError::Load { source: LoadError::Isa { .. } | LoadError::MissingFeatures { .. }, .. } => {
             anyhow::Error::new(Unsupported(error.to_string()))
         }
@@ -24,35 +41,26 @@ pub fn open(path: &Path, threads: usize) -> anyhow::Result<Session> {
 
 /// A session with its own threads; 0: as many as the machine has.
 pub fn session(model: Arc<Model>, threads: usize) -> anyhow::Result<Session> {
-    let threads = if threads == 0 { available_threads() } else { threads };
-    let pool = Arc::new(ThreadPool::new(threads).context("threads cannot be started")?);
+    let pool = Arc::new(ThreadPool::new(self::threads(threads)).context("threads cannot be started")?);
     Ok(Session::new(model, pool)?)
 }
 
-/// Cores of this machine.
-pub fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
+/// That many threads; 0: as many as this machine has cores.
+pub fn threads(wanted: usize) -> usize {
+    if wanted == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { wanted }
 }
 
+#[cfg(feature = "compiler")]
 /// Runs ids through the model and gives every output with all rows.
 pub fn outputs(session: &mut Session, ids: &[u32]) -> anyhow::Result<BTreeMap<String, Rows>> {
-    outputs_with(session, ids, &mut |_, _| ())
-}
-
-/// [`outputs`]; `after_call` sees the session after each call, and the tokens of that call.
-pub fn outputs_with(
-    session: &mut Session,
-    ids: &[u32],
-    after_call: &mut dyn FnMut(&Session, &[u32]),
-) -> anyhow::Result<BTreeMap<String, Rows>> {
-    let tensors = session.forward_all_with(ids, after_call)?;
+    let tensors = session.forward_all(ids)?;
     Ok(tensors
         .into_iter()
         .map(|t| {
             let data = match t.data {
-                TensorData::F32(data) => data,
-                TensorData::U8(data) => data.into_iter().map(f32::from).collect(),
-                TensorData::U32(data) => data.into_iter().map(|x| x as f32).collect(),
+                lapidary_runtime::TensorData::F32(data) => data,
+                lapidary_runtime::TensorData::U8(data) => data.into_iter().map(f32::from).collect(),
+                lapidary_runtime::TensorData::U32(data) => data.into_iter().map(|x| x as f32).collect(),
             };
             (t.name, Rows { cols: t.columns, data })
         })
@@ -64,18 +72,32 @@ pub fn can_decode(session: &Session) -> bool {
     session.model().manifest().flags.contains(ManifestFlags::CAN_DECODE)
 }
 
-/// The `count` tokens that greedy decoding gives after `ids`.
-pub fn greedy_continuation(session: &mut Session, ids: &[u32], count: usize) -> anyhow::Result<Vec<u32>> {
+/// How a new sequence of `ids` goes on: at most `max_new` tokens, up to `end_token` or a full context.
+pub fn continuation(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    ids: &[u32],
+    max_new: usize,
+    end_token: Option<u32>,
+) -> anyhow::Result<Vec<u32>> {
+    let model = Arc::clone(session.model());
+    let manifest = model.manifest();
+    if !can_decode(session) {
+        bail!(Unsupported(format!("the model cannot decode: {}", manifest.cannot_decode)));
+    }
     session.reset();
     session.prefill(ids)?;
-    let mut out = Vec::with_capacity(count);
-    for step in 0..count {
-        let logits = session.logits().context("the model has no logits")?;
-        let token = greedy(logits);
-        out.push(token);
-        if step + 1 < count {
-            session.decode(token)?;
+    let mut new = Vec::new();
+    while new.len() < max_new {
+        let token = sampler.sample(session.logits().context("the model has no logits")?);
+        if Some(token) == end_token {
+            break;
         }
+        new.push(token);
+        if new.len() == max_new || session.position() >= u64::from(manifest.max_tokens) {
+            break;
+        }
+        session.decode(token)?;
     }
-    Ok(out)
+    Ok(new)
 }

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 /// The exit code of a comparison or a budget that was missed.
 pub const MISSED: u8 = 3;
 
+/// The exit code of wrong usage.
+pub const MISUSED: u8 = 2;
+
 /// The target, or this build, cannot do what was asked; no other input would help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -30,7 +33,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     } else if missed {
         MISSED
     } else if usage {
-        2
+        MISUSED
     } else {
         1
     })

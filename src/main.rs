@@ -1,4 +1,5 @@
-//! `lapidary`: compiles sparse routed language models and runs them.
+//! `lapidary`: compiles sparse routed language models and runs them. With an artifact appended to it, it is the program of that
+//! one model.
 //!
 //! stdout carries the result, stderr progress and log. Exit codes: 0 done, 1 failed, 2 usage, 3 a comparison missed, 4 the
 //! target cannot do it.
@@ -16,8 +17,10 @@ macro_rules! println {
 
 mod cli;
 mod commands;
+#[cfg(feature = "compiler")]
 mod difference;
 mod engine;
+mod executable;
 mod failure;
 mod limits;
 mod memory_picture;
@@ -26,14 +29,20 @@ mod model;
 mod npy;
 #[cfg(feature = "profile")]
 mod profile;
+#[cfg(feature = "compiler")]
 mod reference;
 mod routing;
+#[cfg(feature = "compiler")]
+mod runner;
+mod tensors;
 mod ui;
 mod work;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use crate::ui::Ui;
 
 /// A library's panic that is turned into an error is not told as a panic.
 fn hide_contained_panics() {
@@ -47,13 +56,23 @@ fn hide_contained_panics() {
 
 fn main() -> ExitCode {
     hide_contained_panics();
-    let cli = cli::Cli::parse();
-    let ui = ui::Ui::new(&cli.global);
-    match commands::run(cli.command, &ui).and_then(|code| ui::finish_out().map(|()| code)) {
-        Ok(code) => code,
-        Err(error) => {
-            ui.error(&error);
-            failure::exit_code(&error)
+    let (ui, result) = match executable::this() {
+        Ok(None) => {
+            let cli = cli::Cli::parse();
+            let ui = Ui::new(&cli.global);
+            let result = commands::run(cli.command, &ui);
+            (ui, result)
         }
-    }
+        Ok(Some(carrier)) => {
+            let args = cli::Executable::from_args();
+            let ui = Ui::new(&args.global);
+            let result = commands::run_inside(carrier, &args, &ui);
+            (ui, result)
+        }
+        Err(error) => (Ui::default(), Err(error)),
+    };
+    result.and_then(|code| ui::finish_out().map(|()| code)).unwrap_or_else(|error| {
+        ui.error(&error);
+        failure::exit_code(&error)
+    })
 }

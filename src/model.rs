@@ -19,6 +19,7 @@ use lapidary_target_cpu::{About, CPU_TARGETS, CpuTarget, Lowered, component_name
 use serde_json::json;
 
 use crate::cli::Format;
+use crate::executable;
 use crate::failure::{Missed, Unsupported, Usage};
 use crate::ui::{Ui, bytes, count, table};
 
@@ -198,6 +199,35 @@ impl Planned {
 
     /// Writes the artifact; gives its size.
     pub fn write(&self, lowered: &Lowered<'_>, path: &Path, ui: &Ui) -> anyhow::Result<u64> {
+        self.write_with(lowered, path, ui, |read, progress| Ok(lowered.write_file(path, read, progress)?))
+    }
+
+    /// Writes an executable, `runner` for `triple` with the artifact; gives the sizes of the artifact and of all.
+    pub fn write_executable(
+        &self,
+        lowered: &Lowered<'_>,
+        (runner, triple): (&Path, &str),
+        path: &Path,
+        ui: &Ui,
+    ) -> anyhow::Result<(u64, u64)> {
+        self.write_with(lowered, path, ui, |read, progress| {
+            let mut artifact_bytes = 0;
+            let all = executable::write(path, runner, triple, |out| {
+                artifact_bytes = lowered.write_to(out, read, progress)?;
+                anyhow::Ok(artifact_bytes)
+            })?;
+            Ok((artifact_bytes, all))
+        })
+    }
+
+    /// Calls `write` with what reads the weights and what is told the progress.
+    fn write_with<R>(
+        &self,
+        lowered: &Lowered<'_>,
+        path: &Path,
+        ui: &Ui,
+        write: impl FnOnce(&WeightReader<'_>, &dyn Fn(u64)) -> anyhow::Result<R>,
+    ) -> anyhow::Result<R> {
         let splat: u64 = self.before.iter().map(|c| c.splat_bytes).sum();
         if splat > MAX_SPLAT_BYTES {
             bail!(Unsupported(format!(
@@ -209,9 +239,9 @@ impl Planned {
         create_folder_of(path)?;
         let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
         let bar = ui.bytes_bar("weights", lowered.layout().size_bytes());
-        let size = lowered.write_file(path, &reader, &|done| bar.set_position(done));
+        let written = write(&reader, &|done| bar.set_position(done));
         bar.finish_and_clear();
-        size.with_context(|| path.display().to_string())
+        written.with_context(|| path.display().to_string())
     }
 }
 
@@ -233,6 +263,8 @@ pub struct Summary<'a> {
     pub lowered: &'a Lowered<'a>,
     /// Size of the artifact; `None` for a dry run.
     pub artifact_bytes: Option<u64>,
+    /// Size of the executable around it, if that is what was written.
+    pub executable_bytes: Option<u64>,
     /// Time from reading the model to the finished file.
     pub elapsed: Duration,
 }
@@ -315,6 +347,9 @@ impl Summary<'_> {
             ),
             None => println!("latency: not predicted for {}; `lapidary bench` measures it", options.target.name),
         }
+        if let (Some(all), Some(artifact)) = (self.executable_bytes, self.artifact_bytes) {
+            println!("executable {}: runner {}, artifact {}", bytes(all), bytes(all - artifact), bytes(artifact));
+        }
         match self.artifact_bytes {
             Some(size) => println!("artifact {} in {:.2} s", bytes(size), self.elapsed.as_secs_f64()),
             None => println!("dry run: nothing written, {:.2} s", self.elapsed.as_secs_f64()),
@@ -365,6 +400,7 @@ impl Summary<'_> {
             "multiply_adds_per_token": { "min": work.multiply_adds.min, "max": work.multiply_adds.max },
             "latency_bound_ms": bound,
             "artifact_bytes": self.artifact_bytes,
+            "executable_bytes": self.executable_bytes,
             "seconds": self.elapsed.as_secs_f64(),
         });
         println!("{result:#}");

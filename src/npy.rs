@@ -56,6 +56,7 @@ impl Array<'_> {
     }
 
     /// Floats or bytes as floats, row-major.
+    #[cfg(feature = "compiler")]
     pub fn floats(&self) -> anyhow::Result<Vec<f32>> {
         match self.element {
             Element::F32 => Ok(self.elements(f32::from_le_bytes)),
@@ -105,6 +106,17 @@ pub fn parse(bytes: &[u8]) -> anyhow::Result<Array<'_>> {
     let wanted = wanted.with_context(|| format!("shape: wanted a size of at most 64 bits, found {shape:?}"))?;
     ensure!(data.len() == wanted, "data: wanted {wanted} bytes for {element:?} {shape:?}, found {}", data.len());
     Ok(Array { element, shape, column_major, data })
+}
+
+/// Token ids of a `.npy` file's bytes: int64 `[T]`.
+pub fn token_ids(file: &[u8]) -> anyhow::Result<Vec<u32>> {
+    let array = parse(file)?;
+    if array.shape.len() != 1 {
+        bail!("shape: wanted int64 [T], found {:?}", array.shape);
+    }
+    let ids = array.integers()?.into_iter().enumerate();
+    ids.map(|(i, id)| u32::try_from(id).with_context(|| format!("element {i}: wanted a token id, found {id}")))
+        .collect()
 }
 
 /// The header's Python dictionary: strings, `True`, `False`, and a tuple of integers; nothing nests.

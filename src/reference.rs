@@ -3,7 +3,7 @@
 //! Arrays are named `prompt.NNN.NAME`, or just `NAME` for a file of one prompt; names are those of the plain outputs (`logits`,
 //! `domains`, `modules.l`, `gates.l`, `output`) with, beside them, `ids` (int64 `[T]`), `logits_rows` (which rows
 //! of the logits are stored; absent: all), `scores.l` (the scores that modules were selected by), `greedy` (greedy
-//! continuation) and `greedy_margin` (how far apart the two best logits were at each step).
+//! continuation; `generated` in what `run` writes) and `greedy_margin` (how far apart the two best logits were at each step).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,17 +53,6 @@ pub struct Prompt {
     pub greedy_margin: Vec<f32>,
 }
 
-/// Token ids of a `.npy` file's bytes: int64 `[T]`.
-pub fn token_ids(file: &[u8]) -> anyhow::Result<Vec<u32>> {
-    let array = npy::parse(file)?;
-    if array.shape.len() != 1 {
-        bail!("shape: wanted int64 [T], found {:?}", array.shape);
-    }
-    let ids = array.integers()?.into_iter().enumerate();
-    ids.map(|(i, id)| u32::try_from(id).with_context(|| format!("element {i}: wanted a token id, found {id}")))
-        .collect()
-}
-
 /// Reads all prompts of a file, in order.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
     let file = npy::read_file(path, MAX_FILE_BYTES)?;
@@ -82,7 +71,7 @@ pub fn parse(file: &[u8]) -> anyhow::Result<Vec<Prompt>> {
         let bytes = entry.read().with_context(place)?;
         let value = npy::parse(&bytes).with_context(place)?;
         match name {
-            "ids" | "greedy" => {
+            "ids" | "greedy" | "generated" => {
                 let ids = value.integers().with_context(place)?;
                 let ids = ids.into_iter().map(u32::try_from).collect::<Result<_, _>>();
                 let ids = ids.with_context(|| format!("{}: wanted token ids", place()))?;

@@ -3,15 +3,19 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use anyhow::Context;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::Global;
 
+#[cfg(feature = "compiler")]
+pub use bar::Bar;
+#[cfg(not(feature = "compiler"))]
+pub use no_bar::Bar;
+
 /// Verbosity and where it goes.
+#[derive(Default)]
 pub struct Ui {
     quiet: bool,
     verbose: bool,
@@ -21,6 +25,12 @@ impl Ui {
     /// From the global options. Bars need a terminal.
     pub fn new(global: &Global) -> Self {
         Ui { quiet: global.quiet, verbose: global.verbose }
+    }
+
+    /// Whether nothing but results and errors is wanted.
+    #[cfg(feature = "compiler")]
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// A line of log.
@@ -54,36 +64,24 @@ impl Ui {
 
     /// A bar over `total` bytes, on a terminal.
     #[cfg(feature = "compiler")]
-    pub fn bytes_bar(&self, what: &str, total: u64) -> ProgressBar {
-        let style = ProgressStyle::with_template("{msg:>12} [{bar:30}] {bytes}/{total_bytes} {eta}");
-        self.bar(what, total, style)
+    pub fn bytes_bar(&self, what: &str, total: u64) -> Bar {
+        self.bar(what, total, "{msg:>12} [{bar:30}] {bytes}/{total_bytes} {eta}")
     }
 
     /// A bar over `total` things, on a terminal.
-    pub fn count_bar(&self, what: &str, total: u64) -> ProgressBar {
-        self.bar(what, total, ProgressStyle::with_template("{msg:>12} [{bar:30}] {pos}/{len} {eta}"))
+    pub fn count_bar(&self, what: &str, total: u64) -> Bar {
+        self.bar(what, total, "{msg:>12} [{bar:30}] {pos}/{len} {eta}")
     }
 
     /// A sign of life for work of unknown length, on a terminal.
-    pub fn spinner(&self, what: &str) -> ProgressBar {
-        let bar = self.bar(what, 0, ProgressStyle::with_template("{msg:>12} {spinner} {elapsed}"));
-        bar.enable_steady_tick(Duration::from_millis(120));
+    pub fn spinner(&self, what: &str) -> Bar {
+        let bar = self.bar(what, 0, "{msg:>12} {spinner} {elapsed}");
+        bar.tick();
         bar
     }
 
-    fn bar(
-        &self,
-        what: &str,
-        total: u64,
-        style: Result<ProgressStyle, indicatif::style::TemplateError>,
-    ) -> ProgressBar {
-        let hidden = self.quiet || !std::io::stderr().is_terminal();
-        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
-        bar.with_message(what.to_string())
+    fn bar(&self, what: &str, total: u64, style: &str) -> Bar {
+        Bar::new(what, total, style, self.quiet || !std::io::stderr().is_terminal())
     }
 }
 
@@ -166,5 +164,75 @@ pub fn count(n: u64) -> String {
         10_000..1_000_000 => format!("{:.1} k", value / 1e3),
         1_000_000..1_000_000_000 => format!("{:.2} M", value / 1e6),
         _ => format!("{:.2} G", value / 1e9),
+    }
+}
+
+#[cfg(feature = "compiler")]
+mod bar {
+    use std::time::Duration;
+
+    use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+    /// How far work is.
+    pub struct Bar(ProgressBar);
+
+    impl Bar {
+        pub(super) fn new(what: &str, total: u64, style: &str, hidden: bool) -> Self {
+            let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+            let bar = ProgressBar::with_draw_target(Some(total), target);
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            Bar(bar.with_message(what.to_string()))
+        }
+
+        pub(super) fn tick(&self) {
+            self.0.enable_steady_tick(Duration::from_millis(120));
+        }
+
+        /// Moves on by `n`.
+        pub fn inc(&self, n: u64) {
+            self.0.inc(n);
+        }
+
+        /// Moves to `n`.
+        pub fn set_position(&self, n: u64) {
+            self.0.set_position(n);
+        }
+
+        /// Takes the bar away.
+        pub fn finish_and_clear(&self) {
+            self.0.finish_and_clear();
+        }
+    }
+}
+
+/// On a device only `bench` takes long: one line says what goes on, without a library for bars.
+#[cfg(not(feature = "compiler"))]
+mod no_bar {
+    /// What is being done.
+    pub struct Bar {
+        hidden: bool,
+    }
+
+    impl Bar {
+        pub(super) fn new(what: &str, _: u64, _: &str, hidden: bool) -> Self {
+            if !hidden {
+                eprint!("{what} …");
+            }
+            Bar { hidden }
+        }
+
+        pub(super) fn tick(&self) {}
+
+        /// Moves on.
+        pub fn inc(&self, _: u64) {}
+
+        /// Takes the line away.
+        pub fn finish_and_clear(&self) {
+            if !self.hidden {
+                eprint!("\r\x1b[K");
+            }
+        }
     }
 }

@@ -47,7 +47,8 @@ fn errors_name_what_is_wrong_and_exit_with_their_code() {
     fails(&["compile", tiny, "--budget", "much"], 2, "900MB");
     fails(&["compile", tiny, "--budget", "1kB", "--dump-ir", "quantized"], 3, "the smallest that the weights of");
     fails(&["compile", tiny, "--quant", "/nowhere.toml"], 1, "/nowhere.toml");
-    fails(&["compile", tiny, "--emit", "exe"], 4, "exe");
+    fails(&["compile", tiny, "--emit", "object"], 4, "object");
+    fails(&["compile", tiny, "--emit", "nonsense"], 2, "nonsense");
     fails(&["compile", tiny, "--max-tokens", "1000000"], 2, "max-tokens");
     fails(&["compile", tiny, "--dump-ir", "nonsense"], 2, "nonsense");
     fails(&["compile", "preset:gem-huge", "--dry-run"], 1, "gem-huge");

@@ -20,7 +20,7 @@ use lapidary_target_cpu::{About, CpuTarget, lower};
 use libtest_mimic::{Arguments, Failed, Trial};
 use ndarray::{Array1, Array2};
 use ndarray_npy::NpzWriter;
-use support::{TARGETS, Target, full, run};
+use support::{TARGETS, Target, full};
 
 const VOCAB: u32 = 61;
 const MAX_TOKENS: u64 = 40;
@@ -376,7 +376,7 @@ fn decodes(session: &mut Session, ids: &[u32], wanted: &Outputs) -> Result<(), F
     Ok(())
 }
 
-/// Under the emulator: the interpreter's outputs go into a file, and the emulated command compares.
+/// Under the emulator: the interpreter's outputs go into a file, and those of the emulated command are compared with them.
 fn runs_emulated(case: &Case, target: &'static Target) -> Result<(), Failed> {
     let compiled = compile(&case.text, target.name)?;
     let reference = tempfile::Builder::new().suffix(".npz").tempfile()?;
@@ -395,11 +395,8 @@ fn runs_emulated(case: &Case, target: &'static Target) -> Result<(), Failed> {
     }
     npz.finish()?;
     let tolerance = TOLERANCE.to_string();
-    run(target
-        .command()
-        .args(["-q", "compare", "--atol", &tolerance, "--rtol", &tolerance, "--with"])
-        .arg(reference.path())
-        .arg::<&Path>(compiled.artifact.as_ref()))?;
+    let artifact: &Path = compiled.artifact.as_ref();
+    target.compare(artifact, reference.path(), &["--atol", &tolerance, "--rtol", &tolerance])?;
     Ok(())
 }
 

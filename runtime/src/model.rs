@@ -53,7 +53,7 @@ pub struct ArtifactFile {
     _map: FileMap,
     file: File,
     path: Box<Path>,
-    begin: u64,
+    range: Range<u64>,
 }
 
 impl ArtifactFile {
@@ -65,8 +65,8 @@ impl ArtifactFile {
     }
 
     /// An artifact that is a part of a file, at a multiple of 64 KiB: what a self-contained executable carries.
-    pub fn open_range(path: &Path, range: Range<u64>) -> Result<Self, OpenError> {
-        let file = open_file(path)?;
+    /// `path` is what errors call the file.
+    pub fn in_file(file: File, path: &Path, range: Range<u64>) -> Result<Self, OpenError> {
         let len = file_bytes(path, &file)?;
         if range.start > range.end || range.end > len {
             let found = format!("{}..{} of {len} bytes", range.start, range.end);
@@ -76,13 +76,12 @@ impl ArtifactFile {
     }
 
     fn map(path: &Path, file: File, range: Range<u64>) -> Result<Self, OpenError> {
-        let begin = range.start;
-        let map = FileMap::new(&file, range).map_err(at(path, "map it"))?;
+        let map = FileMap::new(&file, range.clone()).map_err(at(path, "map it"))?;
         // SAFETY: the artifact lives beside the map, in this structure, which gives it out with its own lifetime.
         let bytes = unsafe { map.bytes() };
         let artifact =
             Artifact::parse(bytes).map_err(|error| OpenError::Load { path: path.into(), source: error.into() })?;
-        Ok(Self { artifact, _map: map, file, path: path.into(), begin })
+        Ok(Self { artifact, _map: map, file, path: path.into(), range })
     }
 
     /// The artifact.
@@ -98,6 +97,11 @@ impl ArtifactFile {
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which bytes of the file are the artifact: all, or those that an executable carries.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
     }
 }
 
@@ -146,7 +150,7 @@ impl Model {
         let slots = unsafe { kernels.slots() };
         let program = host.machine(|machine| Program::link(file.artifact, machine, slots)).map_err(load_error)?;
         let range = file.artifact.code_range();
-        let in_file = file.begin + range.start..file.begin + range.end;
+        let in_file = file.range.start + range.start..file.range.start + range.end;
         let code = FileMap::executable(&file.file, in_file).map_err(at(&file.path, MAP_CODE))?;
         Ok(Self { program, code, _kernels: kernels, file })
     }

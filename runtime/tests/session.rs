@@ -135,13 +135,13 @@ fn an_artifact_inside_a_larger_file_runs() {
     bytes.extend([0xee; 100]);
     fs::write(&path, &bytes).unwrap();
     let range = 65536..65536 + artifact.len() as u64;
-    let inside = ArtifactFile::open_range(&path, range).unwrap();
+    let inside = ArtifactFile::in_file(std::fs::File::open(&path).unwrap(), &path, range).unwrap();
     let model = Model::from_file(inside, &Host::detect()).unwrap();
     let pool = Arc::new(ThreadPool::new(1).unwrap());
     let mut s = Session::new(Arc::new(model), pool).unwrap();
     s.prefill(&[4]).unwrap();
     assert_eq!(greedy(s.logits().unwrap()), 5);
-    let past_end = ArtifactFile::open_range(&path, 65536..1 << 40).unwrap_err();
+    let past_end = ArtifactFile::in_file(std::fs::File::open(&path).unwrap(), &path, 65536..1 << 40).unwrap_err();
     assert!(past_end.to_string().contains("65536..1099511627776"), "{past_end}");
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use lapidary_runtime::Session;
+use lapidary_runtime::{ArtifactFile, Session};
 use serde_json::json;
 
-use crate::cli::{BenchArgs, Format};
+use crate::cli::{BenchOptions, Format};
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
 use crate::limits::{self, Limits};
@@ -106,8 +106,14 @@ impl Case {
     }
 }
 
-/// Times every (artifact, threads, tokens).
-pub fn run(args: &BenchArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
+/// Times every (artifact, threads, tokens); 0 threads: as many as the machine has.
+pub fn run(
+    artifacts: Vec<ArtifactFile>,
+    args: &BenchOptions,
+    threads: &[usize],
+    format: Format,
+    ui: &Ui,
+) -> anyhow::Result<ExitCode> {
     if args.routing != "model" {
         bail!(Unsupported(format!(
             "--routing: wanted `model`, found `{}`\nhint: made-up and recorded routing are for the NPU simulator, which is \
@@ -115,10 +121,10 @@ pub fn run(args: &BenchArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
             args.routing
         )));
     }
-    if args.tokens.contains(&0) || args.threads.contains(&0) || args.reps == Some(0) {
-        bail!(Usage("--tokens, --threads, --reps: wanted numbers from 1 on, found 0".into()));
+    if args.tokens.contains(&0) || args.reps == Some(0) {
+        bail!(Usage("--tokens, --reps: wanted numbers from 1 on, found 0".into()));
     }
-    let mut cases = cases(args, ui)?;
+    let mut cases = cases(artifacts, args, threads, ui)?;
     let bar = ui.count_bar("timing", (cases.len() * ROUNDS) as u64);
     for case in &mut cases {
         for _ in 0..args.warmup {
@@ -144,22 +150,26 @@ pub fn run(args: &BenchArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    match args.format {
+    match format {
         Format::Text => print_text(&cases),
         Format::Json => print_json(&cases),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn cases(args: &BenchArgs, ui: &Ui) -> anyhow::Result<Vec<Case>> {
+fn cases(artifacts: Vec<ArtifactFile>, args: &BenchOptions, threads: &[usize], ui: &Ui) -> anyhow::Result<Vec<Case>> {
     let mut cases = Vec::new();
     let spinner = ui.spinner("limits");
-    let limits: Vec<(usize, Limits)> =
-        args.threads.iter().map(|n| Ok((*n, limits::measure(*n)?))).collect::<anyhow::Result<_>>()?;
+    let limits: Vec<(usize, Limits)> = threads
+        .iter()
+        .map(|n| engine::threads(*n))
+        .map(|n| Ok((n, limits::measure(n)?)))
+        .collect::<anyhow::Result<_>>()?;
     spinner.finish_and_clear();
-    for path in &args.artifacts {
+    for artifact in artifacts {
+        let path = artifact.path().to_path_buf();
         let start = Instant::now();
-        let first = engine::open(path, 1)?;
+        let first = engine::open(artifact, 1)?;
         ui.detail(format!("{}: opened in {:.2} ms", path.display(), start.elapsed().as_secs_f64() * 1e3));
         let model = Arc::clone(first.model());
         let manifest = *model.manifest();

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-#[cfg(feature = "compiler")]
 use lapidary_compiler::{
     import::{self, ImportOptions},
     interp::{Data, Interpreter, Tensor},
 };
 use lapidary_format::Manifest;
-use lapidary_runtime::Session;
+use lapidary_runtime::{Sampler, SamplerOptions, Session};
 use serde_json::json;
 
 use crate::cli::{CompareArgs, Format};
@@ -20,10 +19,10 @@ use crate::failure::{MISSED, Usage};
 use crate::reference::{self, Prompt};
 use crate::ui::{Ui, table};
 
-/// Runs the artifact on every reference prompt.
+/// Runs the artifact on every reference prompt, or takes what it gave elsewhere.
 pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
-    let mut session = engine::open(&args.artifact, args.threads)?;
-    let manifest = *session.model().manifest();
+    let artifact = engine::artifact(&args.artifact)?;
+    let manifest = *artifact.artifact().manifest();
     let (source, prompts) = references(args, &manifest, ui)?;
     let default_atol = if matches!(manifest.quantization, "fp32" | "none") { 1e-3 } else { 1e-2 };
     let tolerance = Tolerance {
@@ -31,7 +30,10 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         rtol: args.rtol,
         boundary: boundary(manifest.source_config),
     };
-    let comparison = compare(&mut session, &prompts, &tolerance, !args.no_greedy, ui)?;
+    let comparison = match &args.outputs {
+        Some(files) => compare_outputs(files, &prompts, &tolerance, !args.no_greedy)?,
+        None => compare(&mut engine::open(artifact, args.threads)?, &prompts, &tolerance, !args.no_greedy, ui)?,
+    };
     match args.format {
         Format::Text => print_text(&comparison, &source, &tolerance),
         Format::Json => print_json(&comparison, &source, &tolerance),
@@ -49,17 +51,48 @@ fn compare(
 ) -> anyhow::Result<Comparison> {
     let mut comparison = Comparison::default();
     let bar = ui.count_bar("comparing", prompts.len() as u64);
+    let mut sampler = Sampler::new(SamplerOptions::default());
     for prompt in prompts {
         let found = engine::outputs(session, &prompt.ids).with_context(|| format!("prompt {}", prompt.name))?;
         comparison.add(prompt, &found, tolerance);
         if greedy && !prompt.greedy.is_empty() && engine::can_decode(session) {
-            let found = engine::greedy_continuation(session, &prompt.ids, prompt.greedy.len())
+            let found = engine::continuation(session, &mut sampler, &prompt.ids, prompt.greedy.len(), None)
                 .with_context(|| format!("prompt {}", prompt.name))?;
             comparison.add_greedy(prompt, &found);
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
+    Ok(comparison)
+}
+
+/// The same of files that `run` wrote: outputs, continuations, or one of each. Every prompt has to be in every file.
+fn compare_outputs(
+    files: &[PathBuf],
+    prompts: &[Prompt],
+    tolerance: &Tolerance,
+    greedy: bool,
+) -> anyhow::Result<Comparison> {
+    let mut comparison = Comparison::default();
+    for file in files {
+        let found = reference::read(file)?;
+        for prompt in prompts {
+            let same = found.iter().find(|f| f.name == prompt.name);
+            let Some(found) = same.filter(|f| f.ids == prompt.ids) else {
+                bail!(
+                    "{}: prompt {}, wanted it with the ids of the reference, found none",
+                    file.display(),
+                    prompt.name
+                );
+            };
+            if !found.outputs.is_empty() {
+                comparison.add(prompt, &found.outputs, tolerance);
+            }
+            if greedy && !found.greedy.is_empty() && !prompt.greedy.is_empty() {
+                comparison.add_greedy(prompt, &found.greedy);
+            }
+        }
+    }
     Ok(comparison)
 }
 
@@ -88,17 +121,14 @@ fn reference_file(model: Option<&Path>, manifest: &Manifest<'_>) -> anyhow::Resu
     let roots = ["tests/models", "tests/models/random", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models")];
     let found = roots.iter().map(|root| Path::new(root).join(manifest.model).join("reference.npz"));
     let Some(file) = found.into_iter().find(|f| f.is_file()) else { return Ok(None) };
-    #[cfg(feature = "compiler")]
-    {
-        let folder = file.parent().unwrap_or(Path::new("."));
-        let digest = crate::model::load(&folder.to_string_lossy())?.graph.info.source_digest;
-        if digest != manifest.source_digest {
-            bail!(
-                "{}: wanted the model that the artifact was made from, found other weights of the same name\n\
-                 hint: compile again, or name the model's folder with --model",
-                folder.display()
-            );
-        }
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let digest = crate::model::load(&folder.to_string_lossy())?.graph.info.source_digest;
+    if digest != manifest.source_digest {
+        bail!(
+            "{}: wanted the model that the artifact was made from, found other weights of the same name\n\
+             hint: compile again, or name the model's folder with --model",
+            folder.display()
+        );
     }
     Ok(Some(file))
 }
@@ -118,7 +148,7 @@ fn made_up_ids(manifest: &Manifest<'_>) -> Vec<Vec<u32>> {
 
 /// The outputs of another artifact.
 fn by_artifact(path: &Path, threads: usize, manifest: &Manifest<'_>) -> anyhow::Result<Vec<Prompt>> {
-    let mut session = engine::open(path, threads)?;
+    let mut session = engine::open(engine::artifact(path)?, threads)?;
     let other = session.model().manifest().vocab_size;
     if other != manifest.vocab_size {
         bail!("{}: wanted a model with vocab_size {}, found {other}", path.display(), manifest.vocab_size);
@@ -134,7 +164,6 @@ fn by_artifact(path: &Path, threads: usize, manifest: &Manifest<'_>) -> anyhow::
 }
 
 /// The outputs of the reference interpreter.
-#[cfg(feature = "compiler")]
 fn interpreted(args: &CompareArgs, manifest: &Manifest<'_>, ui: &Ui) -> anyhow::Result<(String, Vec<Prompt>)> {
     let model = match &args.model {
         Some(folder) => folder.display().to_string(),
@@ -164,7 +193,6 @@ fn interpreted(args: &CompareArgs, manifest: &Manifest<'_>, ui: &Ui) -> anyhow::
 }
 
 /// A value of the interpreter as rows of floats.
-#[cfg(feature = "compiler")]
 fn rows(tensor: &Tensor) -> reference::Rows {
     let data = match &tensor.data {
         Data::F32(data) => data.clone(),
@@ -172,16 +200,6 @@ fn rows(tensor: &Tensor) -> reference::Rows {
         Data::U8(data) => data.iter().map(|x| f32::from(*x)).collect(),
     };
     reference::Rows { cols: tensor.shape.get(1).copied().unwrap_or(1), data }
-}
-
-/// Without the compiler there is no interpreter.
-#[cfg(not(feature = "compiler"))]
-fn interpreted(_: &CompareArgs, manifest: &Manifest<'_>, _: &Ui) -> anyhow::Result<(String, Vec<Prompt>)> {
-    bail!(
-        "compare: wanted reference.npz of `{}`, found none below tests/models\n\
-         hint: name the model's folder with --model",
-        manifest.model
-    )
 }
 
 /// What the model's selection compares scores with.

@@ -1,7 +1,7 @@
 //! `lapidary compile`.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -13,6 +13,7 @@ use lapidary_format::replace_file;
 use crate::cli::{CompileArgs, Format};
 use crate::failure::{Unsupported, Usage};
 use crate::model::{self, Options, Summary};
+use crate::runner;
 use crate::ui::Ui;
 
 /// Compiles a model, or stops at a phase and prints the graph.
@@ -21,11 +22,11 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let options =
         Options::new(&args.target, args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     match args.emit.as_str() {
-        "lapis" | "ir" => {}
-        "exe" | "object" | "image" | "asm" => {
-            bail!(Unsupported(format!("--emit {}: not in this build yet; wanted lapis or ir", args.emit)))
+        "lapis" | "exe" | "ir" => {}
+        "object" | "image" | "asm" => {
+            bail!(Unsupported(format!("--emit {}: not in this build yet; wanted lapis, exe or ir", args.emit)))
         }
-        other => bail!(Usage(format!("--emit: wanted lapis or ir, found `{other}`"))),
+        other => bail!(Usage(format!("--emit: wanted lapis, exe or ir, found `{other}`"))),
     }
     if let Some(pass) = &args.why_not {
         return why_not(args, &options, pass);
@@ -39,24 +40,39 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     if args.emit == "ir" {
         return dump(args, &options, "planned");
     }
+    let triple = options.target.architecture.static_triple();
+    let runner = match args.emit.as_str() {
+        "exe" if !args.dry_run => Some(runner::find_or_build(triple, ui.is_quiet())?),
+        _ => None,
+    };
     let planned = model::plan(model::load(&args.model)?, options, ui)?;
     let lowered = planned.lower()?;
-    let artifact_bytes = if args.dry_run {
-        None
-    } else {
-        let output = args.output.clone().unwrap_or_else(|| default_output(&planned.graph.info.name));
-        Some(planned.write(&lowered, &output, ui)?)
+    let name = Path::new(&planned.graph.info.name);
+    let (artifact_bytes, executable_bytes) = match runner {
+        _ if args.dry_run => (None, None),
+        None => {
+            let output = args.output.clone().unwrap_or_else(|| name.with_extension("lapis"));
+            (Some(planned.write(&lowered, &output, ui)?), None)
+        }
+        Some(runner) => {
+            let output = args.output.as_deref().unwrap_or(name);
+            if output.is_dir() {
+                bail!(Usage(format!(
+                    "{}: wanted a file to write, found a folder\nhint: name a file with -o",
+                    output.display()
+                )));
+            }
+            let (artifact, all) = planned.write_executable(&lowered, (&runner, triple), output, ui)?;
+            (Some(artifact), Some(all))
+        }
     };
-    let summary = Summary { planned: &planned, lowered: &lowered, artifact_bytes, elapsed: start.elapsed() };
+    let elapsed = start.elapsed();
+    let summary = Summary { planned: &planned, lowered: &lowered, artifact_bytes, executable_bytes, elapsed };
     match args.format {
         Format::Text => summary.print_text(),
         Format::Json => summary.print_json(),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn default_output(name: &str) -> PathBuf {
-    Path::new(name).with_extension("lapis")
 }
 
 fn unknown_stop(found: &str) -> anyhow::Error {

@@ -37,7 +37,14 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let temporary = tempfile::tempdir().context("a temporary folder cannot be created")?;
     let artifact = temporary.path().join("gem-mini.lapis");
     let size = planned.write(&lowered, &artifact, ui)?;
-    Summary { planned: &planned, lowered: &lowered, artifact_bytes: Some(size), elapsed: start.elapsed() }.print_text();
+    Summary {
+        planned: &planned,
+        lowered: &lowered,
+        artifact_bytes: Some(size),
+        executable_bytes: None,
+        elapsed: start.elapsed(),
+    }
+    .print_text();
 
     let opening = Instant::now();
     let opened = Arc::new(Model::open(&artifact)?);

@@ -8,7 +8,8 @@ use lapidary_format::{Artifact, ENTRY_PREFILL, ManifestFlags, NO_INDEX, Packing,
 use lapidary_runtime::ArtifactFile;
 use serde_json::json;
 
-use crate::cli::{Format, InspectArgs};
+use crate::cli::{Format, InspectArgs, InspectOptions};
+use crate::engine;
 use crate::memory_picture::{self, Buffer, Picture};
 use crate::ui::{Ui, bytes, count, table};
 
@@ -19,15 +20,19 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     if args.file.starts_with("preset:") || path.is_dir() || path.extension().is_some_and(|e| e == "lir") {
         return crate::model::inspect(&args.file, args.format);
     }
-    let file = ArtifactFile::open(path)?;
-    if args.check {
+    show(&engine::artifact(path)?, &args.options, args.format, ui)
+}
+
+/// Shows an artifact.
+pub fn show(file: &ArtifactFile, options: &InspectOptions, format: Format, ui: &Ui) -> anyhow::Result<ExitCode> {
+    if options.check {
         let spinner = ui.spinner("checking");
-        file.check().with_context(|| args.file.clone())?;
+        file.check().with_context(|| file.path().display().to_string())?;
         spinner.finish_and_clear();
     }
-    match args.format {
-        Format::Text => print_text(file.artifact(), args),
-        Format::Json => print_json(file.artifact(), args),
+    match format {
+        Format::Text => print_text(file, options),
+        Format::Json => print_json(file, options),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -36,7 +41,8 @@ fn features<'a>(artifact: &Artifact<'a>) -> Vec<&'a str> {
     artifact.features().iter().map(|f| f.name).collect()
 }
 
-fn print_text(artifact: &Artifact<'_>, args: &InspectArgs) {
+fn print_text(file: &ArtifactFile, args: &InspectOptions) {
+    let artifact = file.artifact();
     let m = artifact.manifest();
     let plan = artifact.plan();
     println!("model         {} ({}, {} parameters)", m.model, m.head, count(m.parameters));
@@ -68,6 +74,11 @@ fn print_text(artifact: &Artifact<'_>, args: &InspectArgs) {
         bytes(m.bytes_touched_per_token),
         count(m.macs_per_token)
     );
+    let range = file.range();
+    if range.start > 0 {
+        let (runner, inside) = (bytes(range.start), bytes(range.end - range.start));
+        println!("executable    runner {runner} (padded), artifact {inside}");
+    }
     println!(
         "kernels       {}",
         artifact.kernels().iter().map(|k| k.name).collect::<Vec<_>>().join("\n              ")
@@ -242,7 +253,8 @@ fn details(artifact: &Artifact<'_>, with_tensors: bool) -> serde_json::Map<Strin
     details
 }
 
-fn print_json(artifact: &Artifact<'_>, args: &InspectArgs) {
+fn print_json(file: &ArtifactFile, args: &InspectOptions) {
+    let artifact = file.artifact();
     let m = artifact.manifest();
     let plan = artifact.plan();
     let sections: Vec<_> = artifact
@@ -291,6 +303,8 @@ fn print_json(artifact: &Artifact<'_>, args: &InspectArgs) {
         "can_decode": m.flags.contains(ManifestFlags::CAN_DECODE),
         "cannot_decode": m.cannot_decode,
         "domain_names": artifact.domain_names().iter().map(|d| d.name).collect::<Vec<_>>(),
+        "runner_bytes": file.range().start,
+        "artifact_bytes": file.range().end - file.range().start,
         "weights_bytes": plan.weights_bytes,
         "arena_bytes": plan.arena_bytes,
         "state_bytes": plan.state_bytes,

@@ -1,6 +1,7 @@
 //! One thin file per command.
 
 mod bench;
+#[cfg(feature = "compiler")]
 mod compare;
 #[cfg(feature = "compiler")]
 mod compile;
@@ -8,6 +9,7 @@ mod compile;
 mod demo;
 #[cfg(feature = "compiler")]
 mod disasm;
+mod inside;
 mod inspect;
 mod kernels;
 mod kernels_bench;
@@ -22,7 +24,10 @@ mod targets;
 use std::process::ExitCode;
 
 use crate::cli::{Command, KernelsCommand};
+use crate::engine;
 use crate::ui::Ui;
+
+pub use inside::run as run_inside;
 
 /// Runs a command.
 pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
@@ -31,13 +36,17 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Compile(args) => compile::run(&args, ui),
-        Command::Run(args) => run::run(&args, ui),
-        Command::Bench(args) => bench::run(&args, ui),
+        Command::Run(args) => run::run(engine::artifact(&args.artifact)?, &args.options, args.threads, ui),
+        Command::Bench(args) => {
+            let artifacts = args.artifacts.iter().map(|path| engine::artifact(path)).collect::<Result<_, _>>()?;
+            bench::run(artifacts, &args.options, &args.threads, args.format, ui)
+        }
         #[cfg(feature = "profile")]
         Command::Profile(args) => profile::run(&args, ui),
         Command::Inspect(args) => inspect::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Disasm(args) => disasm::run(&args),
+        #[cfg(feature = "compiler")]
         Command::Compare(args) => compare::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Targets(args) => targets::run(&args),

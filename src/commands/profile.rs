@@ -13,6 +13,7 @@ use crate::cli::{Format, ProfileArgs};
 use crate::engine;
 use crate::failure::Usage;
 use crate::profile::{self, Measured, Phase, Workload};
+use crate::tensors;
 use crate::ui::{Ui, table};
 
 /// Steps that the text form lists.
@@ -23,12 +24,12 @@ pub fn run(args: &ProfileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     if args.reps == 0 {
         bail!(Usage("--reps: wanted at least 1, found 0".into()));
     }
-    let threads = if args.threads == 0 { engine::available_threads() } else { args.threads };
-    let mut session = engine::open(&args.artifact, threads)?;
+    let threads = engine::threads(args.threads);
+    let mut session = engine::open(engine::artifact(&args.artifact)?, threads)?;
     let model = session.model().clone();
     let ids = match (args.prompt.as_ref().or(args.text.as_ref()), &args.input) {
         (Some(text), _) => Tokenizer::of(model.artifact())?.encode(text)?,
-        (None, Some(input)) => super::run::read_ids(input)?,
+        (None, Some(input)) => read_ids(input)?,
         (None, None) => bail!(Usage("profile: wanted --prompt, --text or --input, found none of them".into())),
     };
     let spinner = ui.spinner("profiling");
@@ -47,6 +48,18 @@ pub fn run(args: &ProfileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         Format::Text => print_text(&measured),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One sequence of token ids from `ids=@FILE`.
+fn read_ids(input: &str) -> anyhow::Result<Vec<u32>> {
+    let Some(("ids", file)) = input.split_once("=@") else {
+        bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
+    };
+    let mut sequences = tensors::read_ids(Path::new(file))?;
+    match sequences.pop() {
+        Some(only) if sequences.is_empty() => Ok(only.ids),
+        _ => bail!("{file}: wanted one sequence of ids, found {}", sequences.len() + 1),
+    }
 }
 
 /// A file that appears under its name when it is complete.

@@ -1,39 +1,35 @@
 //! `lapidary run`.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use lapidary_format::{Head, Manifest, abi::Counter, replace_file};
+use lapidary_format::{Head, Manifest, NO_INDEX, abi::Counter};
 use lapidary_runtime::{
-    GenerateOptions, Progress, RunError, Sampler, SamplerOptions, Session, Stop, Tensor, TensorData, TextError,
-    Tokenizer, generate,
+    ArtifactFile, GenerateOptions, Progress, RunError, Sampler, Session, Stop, TensorData, TextError, Tokenizer,
+    generate,
 };
-use ndarray::Array2;
-use ndarray_npy::{NpzWriter, WritableElement};
 
-use crate::cli::RunArgs;
+use crate::cli::RunOptions;
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
-use crate::reference;
 use crate::routing::{self, Recording};
+use crate::tensors::{self, Ids};
 use crate::ui::{self, Ui};
 
-/// Longest `.npy` of token ids: more than the longest sequence of any model.
-const MAX_IDS_BYTES: u64 = 64 << 20;
+/// Tokens to generate when none are asked for.
+const DEFAULT_MAX_NEW: usize = 64;
 
 /// Generates, classifies, embeds, or runs plain tensors.
-pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
+pub fn run(artifact: ArtifactFile, args: &RunOptions, threads: usize, ui: &Ui) -> anyhow::Result<ExitCode> {
     if !(args.temperature.is_finite() && args.temperature >= 0.0) {
         bail!(Usage(format!("--temperature: wanted a number from 0 on, found {}", args.temperature)));
     }
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
         bail!(Usage(format!("--top-p: wanted a number above 0, at most 1, found {}", args.top_p)));
     }
-    let mut session = engine::open(&args.artifact, args.threads)?;
+    let mut session = engine::open(artifact, threads)?;
     let mut recording = args.record_routing.is_some().then(Recording::default);
     let record = &mut |session: &Session, ids: &[u32]| {
         if let Some(recording) = &mut recording {
@@ -43,7 +39,7 @@ pub fn run(args: &RunArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     match (&args.prompt, &args.text, &args.input, &args.output) {
         (Some(prompt), ..) => continue_text(&mut session, args, prompt, ui, record)?,
         (None, Some(text), ..) => pool_text(&mut session, text, record)?,
-        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, input, output, record)?,
+        (None, None, Some(input), Some(output)) => plain_tensors(&mut session, args, (input, output), ui, record)?,
         _ => bail!(Usage("run: wanted --prompt, --text, or --input with --output, found none of them".into())),
     }
     if let (Some(path), Some(recording)) = (&args.record_routing, recording) {
@@ -79,16 +75,15 @@ type AfterCall<'a> = &'a mut dyn FnMut(&Session, &[u32]);
 
 fn continue_text(
     session: &mut Session,
-    args: &RunArgs,
+    args: &RunOptions,
     prompt: &str,
     ui: &Ui,
     after_call: AfterCall<'_>,
 ) -> anyhow::Result<()> {
     let model = session.model().clone();
     let tokenizer = Tokenizer::of(model.artifact())?;
-    let mut sampler =
-        Sampler::new(SamplerOptions { temperature: args.temperature, top_p: args.top_p, seed: args.seed });
-    let options = GenerateOptions { max_new: args.max_new, stop_at_end: !args.ignore_eos };
+    let mut sampler = Sampler::new(args.sampling());
+    let options = GenerateOptions { max_new: args.max_new.unwrap_or(DEFAULT_MAX_NEW), stop_at_end: !args.ignore_eos };
     print!("{prompt}");
     ui::flush_out();
     let start = Instant::now();
@@ -131,62 +126,59 @@ fn pool_text(session: &mut Session, text: &str, after_call: AfterCall<'_>) -> an
         ));
     }
     let ids = Tokenizer::of(model.artifact())?.encode(text)?;
-    let outputs = engine::outputs_with(session, &ids, after_call)?;
-    let output = outputs.get("output").context("the artifact has no output named `output`")?;
+    let outputs = session.forward_all_with(&ids, after_call)?;
+    let output = outputs.into_iter().find(|tensor| tensor.name == "output").map(|tensor| tensor.data);
+    let Some(TensorData::F32(output)) = output else { bail!("the artifact has no f32 output named `output`") };
     match manifest.head {
         Head::SequenceClassification => {
-            for (label, score) in output.data.iter().enumerate() {
+            for (label, score) in output.iter().enumerate() {
                 println!("{label}\t{score}");
             }
         }
         Head::Embedding | Head::CausalLm => {
-            let numbers: Vec<String> = output.data.iter().map(f32::to_string).collect();
+            let numbers: Vec<String> = output.iter().map(f32::to_string).collect();
             println!("[{}]", numbers.join(", "));
         }
     }
     Ok(())
 }
 
-/// Token ids from `ids=@FILE.npy`.
-pub fn read_ids(input: &str) -> anyhow::Result<Vec<u32>> {
-    let Some(("ids", file)) = input.split_once("=@") else {
-        bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
-    };
-    let bytes = crate::npy::read_file(Path::new(file), MAX_IDS_BYTES)?;
-    reference::token_ids(&bytes).with_context(|| file.to_string())
-}
-
-/// `ids=@x.npy` → every output into an `.npz`, which appears under its name when complete.
-fn plain_tensors(session: &mut Session, input: &str, output: &Path, after_call: AfterCall<'_>) -> anyhow::Result<()> {
-    let ids = read_ids(input)?;
-    let tensors = session.forward_all_with(&ids, after_call)?;
-    replace_file(output, |file| write_npz(file, tensors))
-        .with_context(|| format!("{}: cannot be written", output.display()))?;
-    Ok(())
-}
-
-fn write_npz(file: &mut File, tensors: Vec<Tensor>) -> io::Result<()> {
-    let mut npz = NpzWriter::new(BufWriter::new(file));
-    for tensor in tensors {
-        let shape = (tensor.rows, tensor.columns);
-        let name = tensor.name.as_str();
-        let place = |error: &dyn std::fmt::Display| io::Error::other(format!("array {name}: {error}"));
-        match tensor.data {
-            TensorData::F32(data) => add(&mut npz, name, shape, data),
-            TensorData::U8(data) => add(&mut npz, name, shape, data),
-            TensorData::U32(data) => add(&mut npz, name, shape, data),
-        }
-        .map_err(|error| place(&error))?;
-    }
-    let mut file = npz.finish().map_err(io::Error::other)?;
-    file.flush()
-}
-
-fn add<T: WritableElement>(
-    npz: &mut NpzWriter<BufWriter<&mut File>>,
-    name: &str,
-    shape: (usize, usize),
-    data: Vec<T>,
+/// `ids=@FILE` → every output of each sequence, or with `--max-new` how it goes on, into an `.npz`.
+fn plain_tensors(
+    session: &mut Session,
+    args: &RunOptions,
+    (input, output): (&str, &Path),
+    ui: &Ui,
+    after_call: AfterCall<'_>,
 ) -> anyhow::Result<()> {
-    Ok(npz.add_array(name, &Array2::from_shape_vec(shape, data)?)?)
+    let Some(("ids", file)) = input.split_once("=@") else {
+        bail!(Usage(format!("--input: wanted ids=@FILE.npy or ids=@FILE.npz, found `{input}`")));
+    };
+    let sequences = tensors::read_ids(Path::new(file))?;
+    let end_token = session.model().manifest().end_token;
+    let end_token = (end_token != NO_INDEX && !args.ignore_eos).then_some(end_token);
+    let bar = ui.count_bar("sequences", sequences.len() as u64);
+    let written = tensors::write(output, |outputs| {
+        for Ids { prefix, ids } in &sequences {
+            outputs.add_ids(&format!("{prefix}ids"), ids)?;
+            let place = || format!("{file}: {prefix}ids");
+            match args.max_new {
+                Some(max_new) => {
+                    let mut sampler = Sampler::new(args.sampling());
+                    let new =
+                        engine::continuation(session, &mut sampler, ids, max_new, end_token).with_context(place)?;
+                    outputs.add_ids(&format!("{prefix}generated"), &new)?;
+                }
+                None => {
+                    for tensor in session.forward_all_with(ids, after_call).with_context(place)? {
+                        outputs.add(prefix, &tensor)?;
+                    }
+                }
+            }
+            bar.inc(1);
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    written
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lapidary_compiler::import::{ImportOptions, load_gem};
-use lapidary_compiler::ir::{DType, WeightDef, WeightReader};
+use lapidary_compiler::ir::{Storage, WeightDef, WeightReader};
 use lapidary_compiler::passes::{PassContext, Recipe, StopAfter, run_pipeline};
 use lapidary_target_cpu::{About, CpuTarget, lower};
 
@@ -14,14 +14,13 @@ use crate::fixtures::{MAX_TOKENS, tokenizers};
 pub fn artifact(folder: &Path) -> Vec<u8> {
     let model = load_gem(folder, &ImportOptions::default()).expect("a good model");
     let mut graph = model.graph.clone();
-    let context = PassContext::new(&graph, Recipe::None, MAX_TOKENS as u64);
+    let context = PassContext::new(&graph, Recipe::default(), MAX_TOKENS as u64);
     let plan = run_pipeline(&mut graph, &context, None, &mut |_, _, _| ()).expect("a good graph").expect("a plan");
     let target = CpuTarget::by_name("native").expect("a target");
     let tokenizer = Some(tokenizers()[0].clone().into_bytes());
     let lowered = lower(&graph, &plan, &target, &About { tokenizer, ..About::default() }).expect("code");
     let reader = WeightReader::new(&graph, &*model.source);
-    let read = |weight, row, out: &mut [f32]| reader.read_rows(weight, row, out).map_err(std::io::Error::other);
-    lowered.to_vec(&read).expect("an artifact")
+    lowered.to_vec(&reader).expect("an artifact")
 }
 
 /// The `.lir` texts of a folder's model as imported and fused, with pseudo-random weights; and a small one by hand.
@@ -29,10 +28,10 @@ pub fn lir(folder: &Path) -> Vec<String> {
     let mut graph = load_gem(folder, &ImportOptions::default()).expect("a good model").graph;
     graph.info.config_json.clear();
     for (seed, weight) in graph.weights.iter_mut().enumerate() {
-        (weight.dtype, weight.def) = (DType::F32, WeightDef::Random { seed: seed as u64, std: 0.5 });
+        (weight.storage, weight.def) = (Storage::F32, WeightDef::Random { seed: seed as u64, std: 0.5 });
     }
     let imported = graph.to_string();
-    let context = PassContext::new(&graph, Recipe::None, MAX_TOKENS as u64);
+    let context = PassContext::new(&graph, Recipe::default(), MAX_TOKENS as u64);
     let stop = StopAfter::parse("fused");
     run_pipeline(&mut graph, &context, stop, &mut |_, _, _| ()).expect("a good graph");
     let small = "lir 1\nphase imported\nmodel {\n  name = \"small\", vocab_size = 11, hidden_size = 4,\n  \

@@ -150,7 +150,7 @@ fn planned(mut graph: Graph, then: impl FnOnce(&Graph, &Plan) -> Outcome) -> Out
         // The command refuses it here: no --max-tokens is possible.
         return Ok(false);
     }
-    let context = PassContext::new(&graph, Recipe::None, max_tokens);
+    let context = PassContext::new(&graph, Recipe::default(), max_tokens);
     let plan = match run_pipeline(&mut graph, &context, None, &mut |_, _, _| ()) {
         Ok(Some(plan)) => plan,
         Ok(None) => return Ok(true),
@@ -201,7 +201,7 @@ pub fn tokenizer(bytes: &[u8]) -> Outcome {
 
 /// Token ids.
 pub fn npy(bytes: &[u8]) -> Outcome {
-    match reference::token_ids(bytes) {
+    match crate::npy::token_ids(bytes) {
         Ok(ids) if ids.len() * 8 <= bytes.len() => Ok(true),
         Ok(ids) => Err(format!("{} ids from {} bytes", ids.len(), bytes.len())),
         Err(error) => refused(&format!("{error:#}")),

@@ -2,9 +2,17 @@
 
 #![allow(dead_code, reason = "each suite uses its part")]
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::Duration;
+
+use ndarray::Array1;
+use ndarray_npy::{NpzReader, NpzWriter};
+
+#[path = "../../src/runner.rs"]
+mod runner;
 
 /// The repository.
 pub fn root() -> &'static Path {
@@ -23,12 +31,26 @@ pub fn lapidary() -> Command {
 
 /// Runs a command; its output, or an error with all that it printed.
 pub fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+    let output = output(command).map_err(|e| format!("{command:?}: {e}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() {
         return Ok(text(&output.stdout));
     }
     Err(format!("{command:?}: {}\n{}{}", output.status, text(&output.stdout), text(&output.stderr)))
+}
+
+/// Runs a command. A program that was just written may still be open for writing in a process that another test is about
+/// to start; that passes.
+pub fn output(command: &mut Command) -> std::io::Result<Output> {
+    for _ in 0..50 {
+        match command.output() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
+            result => return result,
+        }
+    }
+    command.output()
 }
 
 /// A compile target and what runs its artifacts here.
@@ -53,7 +75,7 @@ impl Target {
     /// Why its artifacts cannot run here, with the line that changes it.
     pub fn why_not(&self) -> Option<String> {
         if self.cpu.is_some() {
-            return emulator().as_ref().err().cloned();
+            return device_command().as_ref().err().cloned();
         }
         let runs = match self.name {
             "x86-64-v3" => cfg!(target_arch = "x86_64") && has("avx2") && has("fma") && has("f16c"),
@@ -63,17 +85,63 @@ impl Target {
         (!runs).then(|| format!("this CPU is no {}", self.name))
     }
 
-    /// The command, on this machine or emulated.
-    pub fn command(&self) -> Command {
-        match (self.cpu, emulator()) {
-            (Some(cpu), Ok(binary)) => {
+    /// What runs programs of this target here: nothing, or the emulator of its core.
+    pub fn launch(&self, program: &Path) -> Command {
+        match self.cpu {
+            Some(cpu) => {
                 let mut command = Command::new("qemu-aarch64");
-                command.args(["-cpu", cpu]).arg(binary);
+                command.args(["-cpu", cpu]).arg(program);
                 command
             }
-            _ => lapidary(),
+            None => Command::new(program),
         }
     }
+
+    /// Compares an artifact with reference outputs. Emulated, the command of a device runs the reference's prompts and the
+    /// command of this machine compares what came out.
+    pub fn compare(&self, artifact: &Path, reference: &Path, more: &[&str]) -> Result<String, String> {
+        let mut compare = lapidary();
+        compare.args(["-q", "compare"]).arg(artifact).arg("--with").arg(reference).args(more);
+        let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+        if let (Some(_), Ok(device)) = (self.cpu, device_command()) {
+            let (input, outputs) = (folder.path().join("ids.npz"), folder.path().join("outputs.npz"));
+            let has_greedy = copy_ids(reference, &input);
+            let mut run_with = |outputs: &Path, more: &[&str]| {
+                let input = format!("ids=@{}", input.display());
+                let mut command = self.launch(device);
+                command.args(["-q", "run"]).arg(artifact).args(["--threads", "1", "--input", &input]);
+                compare.arg("--outputs").arg(outputs);
+                run(command.arg("--output").arg(outputs).args(more))
+            };
+            run_with(&outputs, &[])?;
+            if let Some(tokens) = has_greedy.filter(|_| !more.contains(&"--no-greedy")) {
+                let tokens = tokens.to_string();
+                run_with(&folder.path().join("generated.npz"), &["--max-new", &tokens, "--ignore-eos"])?;
+            }
+        }
+        run(&mut compare)
+    }
+}
+
+/// Writes the ids of a reference as the command of a device reads them, not compressed. Gives the length of the greedy
+/// continuations, if there are any.
+pub fn copy_ids(reference: &Path, to: &Path) -> Option<usize> {
+    let mut from = NpzReader::new(std::fs::File::open(reference).expect("a reference")).expect("an archive");
+    let mut npz = NpzWriter::new(std::fs::File::create(to).expect("a file"));
+    let mut greedy = None;
+    for entry in from.names().expect("an archive") {
+        let name = entry.trim_end_matches(".npy");
+        if name == "ids" || name.ends_with(".ids") {
+            let ids: Array1<i64> = from.by_name(&entry).expect("int64 [T]");
+            npz.add_array(name, &ids).expect("a file");
+        } else if name.ends_with("greedy") {
+            let tokens: Array1<i64> = from.by_name(&entry).expect("int64 [n]");
+            assert!(greedy.is_none_or(|n| n == tokens.len()), "{entry}: continuations of several lengths");
+            greedy = Some(tokens.len());
+        }
+    }
+    npz.finish().expect("a file");
+    greedy
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -87,44 +155,25 @@ fn has(_: &str) -> bool {
     false
 }
 
-/// The command for AArch64, without the compiler, built on first use; or why there is none. As a release: that is what
-/// runs on a device. (It executes a third of a debug build's instructions, but the emulator's time goes into floating-point
-/// arithmetic, so gem-mini's 64 prompts take five minutes instead of six.)
-fn emulator() -> &'static Result<PathBuf, String> {
+/// The command of an AArch64 device, built as self-contained executables need it; or why there is none.
+fn device_command() -> &'static Result<PathBuf, String> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BINARY.get_or_init(|| {
         if Command::new("qemu-aarch64").arg("--version").output().is_err() {
             return Err("no qemu-aarch64: apt-get install qemu-user".into());
         }
-        let triple = "aarch64-unknown-linux-musl";
-        let sysroot = run(Command::new("rustc").args(["--print", "sysroot"]))?;
-        if !Path::new(sysroot.trim()).join("lib/rustlib").join(triple).is_dir() {
-            return Err(format!("no Rust target {triple}: rustup target add {triple}"));
-        }
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let built = run(Command::new(cargo)
-            .args([
-                "build",
-                "--release",
-                "--no-default-features",
-                "--message-format",
-                "json",
-                "--target",
-                triple,
-                "--bin",
-                "lapidary",
-            ])
-            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
-            .current_dir(root()))
-        .unwrap_or_else(|e| {
-            panic!("the command does not build for {triple}, which is no reason to skip its tests:\n{e}")
-        });
-        let executable = built.lines().rev().find_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            message["executable"].as_str().map(PathBuf::from)
-        });
-        Ok(executable.expect("cargo names the executable it built"))
+        static_program("aarch64-unknown-linux-musl")
     })
+}
+
+/// The runner for a Rust target, built on first use; or why there is none.
+pub fn static_program(triple: &str) -> Result<PathBuf, String> {
+    let sysroot = run(Command::new("rustc").args(["--print", "sysroot"]))?;
+    if !Path::new(sysroot.trim()).join("lib/rustlib").join(triple).is_dir() {
+        return Err(format!("no Rust target {triple}: rustup target add {triple}"));
+    }
+    let built = runner::find_or_build(triple, true);
+    Ok(built.unwrap_or_else(|e| panic!("the command does not build for {triple}, which is no reason to skip: {e:#}")))
 }
 
 /// Folders of models with reference outputs: the random ones, then the bundled one.

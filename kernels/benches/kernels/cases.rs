@@ -3,7 +3,7 @@
 use crate::Work;
 use lapidary_kernels::args::*;
 use lapidary_kernels::{
-    KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, kv_row_bytes, packed_bytes, quantized_row_bytes, select,
+    KernelFn, KernelOp, KernelRow, QuantLayout, WeightType, kv_row_bytes, packed_bytes, quantized_row_bytes,
 };
 use std::ptr::{from_ref, null};
 

@@ -4,7 +4,7 @@
 use crate::memory::{Guarded, Random};
 use crate::{Kernel, runnable};
 use lapidary_kernels::args::{AttendArgs, F32Arg, RouteSelectArgs};
-use lapidary_kernels::{KernelFn, KernelOp};
+use lapidary_kernels::{KernelFn, KernelOp, WeightType, kv_row_bytes};
 use std::cell::RefCell;
 use std::ffi::c_void;
 
@@ -105,9 +105,10 @@ fn attention_at_its_largest_stays_in_its_bound() {
                 let found = kernel.run(&AttendArgs {
                     q: q.as_ptr(),
                     ldq: (heads * dim) as u64,
-                    k: k.as_ptr(),
-                    v: v.as_ptr(),
-                    ld_kv: dim as u64,
+                    // Any bits will do where the cache is not of f32, and there are enough.
+                    k: k.as_ptr().cast(),
+                    v: v.as_ptr().cast(),
+                    ld_kv: if kernel.row.weight == WeightType::I8 { kv_row_bytes(dim) } else { dim } as u64,
                     y: y.as_mut_ptr(),
                     ldy: (heads * dim) as u64,
                     rows: rows as u64,

@@ -202,7 +202,7 @@ impl ArtifactBuilder {
         Ok(out.into_inner())
     }
 
-    /// Writes the artifact at the begin of an empty stream and returns its size.
+    /// Writes the artifact at the end of a stream, where it stands, and returns the artifact's size.
     pub fn write_to<W: Write + Seek>(
         &self,
         out: &mut W,
@@ -212,7 +212,7 @@ impl ArtifactBuilder {
         self.check(&payloads).map_err(WriteError::Format)?;
         let count = payloads.len() + 1;
         let mut end = (HEADER_BYTES + count * SECTION_RECORD_BYTES) as u64;
-        out.seek(SeekFrom::Start(0)).map_err(io_error("seek"))?;
+        let begin = out.stream_position().map_err(io_error("seek"))?;
         pad(out, end).map_err(io_error("write"))?;
         let mut table = Vec::with_capacity(count);
         for (kind, bytes) in &payloads {
@@ -231,8 +231,9 @@ impl ArtifactBuilder {
             return Err(WriteError::WeightsSize { wanted: self.weights_bytes, found });
         }
         table.push(row(SectionKind::Weights, offset, found, crc));
-        out.seek(SeekFrom::Start(0)).map_err(io_error("seek"))?;
+        out.seek(SeekFrom::Start(begin)).map_err(io_error("seek"))?;
         out.write_all(&write_header(&table)).map_err(io_error("write"))?;
+        out.seek(SeekFrom::Start(begin + offset + found)).map_err(io_error("seek"))?;
         Ok(offset + found)
     }
 

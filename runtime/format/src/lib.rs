@@ -65,7 +65,7 @@ pub use records::{
     ManifestFlags, NO_INDEX, Packing, Plan, Port, Region, Rows, StateBuffer, Step, Target, Tensor,
 };
 #[cfg(feature = "std")]
-pub use replace::{TEMPORARY_PREFIX, replace_file};
+pub use replace::{TEMPORARY_PREFIX, replace_file, replace_program};
 pub use table::{Table, TableIter};
 
 /// Rounds `value` up to a multiple of `align`, or `None` when that does not fit.

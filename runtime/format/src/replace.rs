@@ -16,6 +16,22 @@ pub const TEMPORARY_PREFIX: &str = ".lapidary-";
 /// Something else than a file at `path` (a folder, a device, a pipe) is an error and stays as it is; a symbolic link is
 /// replaced, not followed. The new file may be read by whom the umask lets.
 pub fn replace_file<T, E: From<io::Error>>(path: &Path, write: impl FnOnce(&mut File) -> Result<T, E>) -> Result<T, E> {
+    replace(path, 0o666, write)
+}
+
+/// [`replace_file`] for a program: may be run by whom the umask lets.
+pub fn replace_program<T, E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> Result<T, E>,
+) -> Result<T, E> {
+    replace(path, 0o777, write)
+}
+
+fn replace<T, E: From<io::Error>>(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> Result<T, E>,
+) -> Result<T, E> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -29,7 +45,7 @@ pub fn replace_file<T, E: From<io::Error>>(path: &Path, write: impl FnOnce(&mut 
     }
     let mut temporary = tempfile::Builder::new()
         .prefix(TEMPORARY_PREFIX)
-        .permissions(Permissions::from_mode(0o666))
+        .permissions(Permissions::from_mode(mode))
         .tempfile_in(folder)
         .map_err(doing("create a temporary file beside it"))?;
     let result = write(temporary.as_file_mut())?;

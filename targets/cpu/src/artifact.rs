@@ -1,5 +1,6 @@
 //! A compiled program as an artifact: code, weights, tables.
 
+use std::io::{Seek, Write};
 use std::path::Path;
 
 use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Storage, SymbolId, WeightReader};
@@ -70,6 +71,16 @@ impl Lowered<'_> {
         progress: &dyn Fn(u64),
     ) -> Result<u64, WriteError> {
         self.builder.write_file(path, |out| self.layout.write(reader, self.graph, out, progress))
+    }
+
+    /// Writes the artifact at the end of a stream, where it stands. Returns its size in bytes.
+    pub fn write_to<W: Write + Seek>(
+        &self,
+        out: &mut W,
+        reader: &WeightReader<'_>,
+        progress: &dyn Fn(u64),
+    ) -> Result<u64, WriteError> {
+        self.builder.write_to(out, |out| self.layout.write(reader, self.graph, out, progress))
     }
 
     /// The artifact in memory.

@@ -23,6 +23,14 @@ impl Architecture {
         }
     }
 
+    /// The Rust target of programs that need nothing installed: static, with musl's C library.
+    pub const fn static_triple(self) -> &'static str {
+        match self {
+            Architecture::X86_64 => "x86_64-unknown-linux-musl",
+            Architecture::Aarch64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
     /// The architecture of this machine.
     pub const fn host() -> Architecture {
         if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 }
