@@ -104,6 +104,9 @@ pub enum Command {
     /// Compares an artifact's outputs with reference outputs or another artifact
     #[cfg(feature = "compiler")]
     Compare(CompareArgs),
+    /// Measures what each part of a model loses in each format and writes the best recipe under a budget
+    #[cfg(feature = "compiler")]
+    Calibrate(CalibrateArgs),
     /// Lists the targets that this build compiles for
     #[cfg(feature = "compiler")]
     Targets(ListArgs),
@@ -425,6 +428,38 @@ pub struct InspectOptions {
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
+}
+
+/// `calibrate`.
+#[cfg(feature = "compiler")]
+#[derive(Args)]
+pub struct CalibrateArgs {
+    /// A GEM folder that generates
+    pub model: String,
+    /// Text to measure with; several: the same number of tokens of each
+    #[arg(long, required = true, num_args = 1..)]
+    pub text: Vec<PathBuf>,
+    /// Most bytes that the weights may take (900MB, 1.5GiB) [default: any]
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<String>,
+    /// The recipe to write
+    #[arg(short, long, value_name = "RECIPE.toml")]
+    pub output: PathBuf,
+    /// Tokens to measure with
+    #[arg(long, default_value_t = 2048)]
+    pub tokens: usize,
+    /// Tokens of one sequence
+    #[arg(long, default_value_t = 256)]
+    pub sequence: u64,
+    /// Choose for attention, general path and modules of each layer, instead of for each component
+    #[arg(long)]
+    pub by_layer: bool,
+    /// Texts whose perplexity to show, under the built-in recipes and the chosen one
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    pub evaluate: Vec<PathBuf>,
+    /// Threads (0: as many as the machine has)
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
 }
 
 /// `compare`.

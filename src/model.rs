@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -116,7 +117,7 @@ pub struct Planned {
     /// Fused graph.
     pub graph: Graph,
     /// Weights and tokenizer.
-    pub model: ImportedModel,
+    pub model: Arc<ImportedModel>,
     /// Memory.
     pub plan: Plan,
     /// How to compile.
@@ -159,7 +160,8 @@ pub fn run_passes(
 }
 
 /// Runs all passes.
-pub fn plan(model: ImportedModel, mut options: Options, ui: &Ui) -> anyhow::Result<Planned> {
+pub fn plan(model: impl Into<Arc<ImportedModel>>, mut options: Options, ui: &Ui) -> anyhow::Result<Planned> {
+    let model = model.into();
     options.recipe = context(&model.graph, &options)?.recipe;
     let before = cost::weight_bytes(&model.graph);
     let mut graph = model.graph.clone();

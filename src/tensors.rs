@@ -149,18 +149,19 @@ mod tests {
     }
 
     #[test]
-    fn other_arrays_are_refused_by_what_they_are() {
+    fn other_arrays_are_refused() {
         let array = |header: &str| {
             let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
             bytes.extend((header.len() as u16).to_le_bytes());
             bytes.extend(header.bytes());
             bytes.extend(5_i64.to_le_bytes());
-            format!("{:#}", npy::token_ids(&bytes).unwrap_err())
+            npy::token_ids(&bytes)
         };
-        assert!(array("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }").contains("int64 [T]"));
-        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (1, 1), }").contains("int64 [T]"));
-        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (), }").contains("int64 [T]"));
-        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }").contains("2 elements"));
-        assert!(array(&format!("{{'descr': '<i8', 'shape': ({},), }}", usize::MAX)).contains("elements"));
+        assert_eq!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }").unwrap(), [5]);
+        assert!(array("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }").is_err());
+        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (1, 1), }").is_err());
+        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (), }").is_err());
+        assert!(array("{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }").is_err());
+        assert!(array(&format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({},), }}", usize::MAX)).is_err());
     }
 }

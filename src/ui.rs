@@ -125,6 +125,18 @@ pub fn finish_out() -> anyhow::Result<()> {
     }
 }
 
+/// A text file of at most `max_bytes`.
+#[cfg(feature = "compiler")]
+pub fn read_text(path: &std::path::Path, max_bytes: u64) -> anyhow::Result<String> {
+    use std::io::Read;
+    let place = || path.display().to_string();
+    let file = std::fs::File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
+    let mut text = String::new();
+    file.take(max_bytes + 1).read_to_string(&mut text).with_context(place)?;
+    anyhow::ensure!(text.len() as u64 <= max_bytes, "{}: wanted at most {max_bytes} bytes, found more", path.display());
+    Ok(text)
+}
+
 /// A plain table; columns whose header starts with `>` are aligned right.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();

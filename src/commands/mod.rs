@@ -2,6 +2,8 @@
 
 mod bench;
 #[cfg(feature = "compiler")]
+mod calibrate;
+#[cfg(feature = "compiler")]
 mod compare;
 #[cfg(feature = "compiler")]
 mod compile;
@@ -46,6 +48,8 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Disasm(args) => disasm::run(&args),
+        #[cfg(feature = "compiler")]
+        Command::Calibrate(args) => calibrate::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Compare(args) => compare::run(&args, ui),
         #[cfg(feature = "compiler")]
