@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lapidary_kernels::{QuantLayout, WeightType};
 
 /// Compiles sparse routed language models to native code and runs them.
 #[derive(Parser)]
@@ -64,10 +65,84 @@ pub enum Command {
     #[cfg(feature = "compiler")]
     Targets(ListArgs),
     /// Lists the kernels of this build and which of them run here
-    Kernels(ListArgs),
+    Kernels(KernelsArgs),
     /// Lists the compiler's passes
     #[cfg(feature = "compiler")]
     Passes(ListArgs),
+}
+
+/// `kernels`.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct KernelsArgs {
+    /// How the list is printed.
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// What else to do with kernels.
+    #[command(subcommand)]
+    pub command: Option<KernelsCommand>,
+}
+
+/// What `kernels` does besides listing.
+#[derive(Subcommand)]
+pub enum KernelsCommand {
+    /// Times every kernel of this machine for a matrix product, fastest first, and marks those that dispatch takes
+    Bench(KernelsBenchArgs),
+}
+
+/// `kernels bench`.
+#[derive(Args)]
+pub struct KernelsBenchArgs {
+    /// M,K,N[,TYPE…]: M rows of K inputs to N outputs; weight types f32, f16, i8, i4 (default: all)
+    #[arg(value_parser = product)]
+    pub product: Product,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// A matrix product to time.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// Rows.
+    pub m: usize,
+    /// Inputs.
+    pub k: usize,
+    /// Outputs.
+    pub n: usize,
+    /// How weights are stored.
+    pub types: Vec<WeightType>,
+}
+
+/// Reads M,K,N[,TYPE…].
+fn product(text: &str) -> Result<Product, String> {
+    /// Elements of an operand: 1 GiB of f32.
+    const MOST_ELEMS: usize = 1 << 28;
+    const TYPES: [WeightType; 4] = [WeightType::F32, WeightType::F16, WeightType::I8, WeightType::I4];
+    let parts: Vec<&str> = text.split(',').collect();
+    let [m, k, n, types @ ..] = parts.as_slice() else {
+        return Err("wanted M,K,N[,TYPE…], as in 1,768,2048,i8".to_owned());
+    };
+    let size = |what: &str, text: &str| match text.parse() {
+        Ok(0) | Err(_) => Err(format!("{what}: wanted a number of at least 1, found \"{text}\"")),
+        Ok(size) => Ok(size),
+    };
+    let (m, k, n): (usize, usize, usize) = (size("M", m)?, size("K", k)?, size("N", n)?);
+    if k > QuantLayout::MOST_INPUTS {
+        return Err(format!("K: wanted at most {}, found {k}", QuantLayout::MOST_INPUTS));
+    }
+    for (what, rows, columns) in [("M·K", m, k), ("N·K", n, k), ("M·N", m, n)] {
+        if rows.saturating_mul(columns) > MOST_ELEMS {
+            return Err(format!("{what}: wanted at most {MOST_ELEMS} elements"));
+        }
+    }
+    let known = |name: &str| {
+        let found = TYPES.into_iter().find(|t| t.name() == name);
+        found.ok_or_else(|| format!("type: wanted f32, f16, i8 or i4, found \"{name}\""))
+    };
+    let types =
+        if types.is_empty() { TYPES.to_vec() } else { types.iter().map(|t| known(t)).collect::<Result<_, _>>()? };
+    Ok(Product { m, k, n, types })
 }
 
 /// `targets`, `kernels`, `passes`.

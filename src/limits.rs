@@ -4,7 +4,8 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use anyhow::Context;
-use lapidary_kernels::limits;
+use lapidary_kernels::{Isa, limits};
+use lapidary_runtime::Host;
 #[cfg(target_os = "linux")]
 use memmap2::Advice;
 use memmap2::MmapMut;
@@ -23,6 +24,9 @@ const BUFFER_BYTES: usize = 256 << 20;
 /// Iterations of the multiply-add loop: some 50 ms.
 const ITERATIONS: u64 = 20_000_000;
 
+/// Iterations of the int8 loops: some milliseconds.
+const INT8_ITERATIONS: u64 = 500_000;
+
 /// Measures both; the best of five rounds, since the machine may be shared.
 pub fn measure(threads: usize) -> anyhow::Result<Limits> {
     let per_second = |work: &(dyn Fn() -> u64 + Sync)| (0..5).map(|_| together(threads, work)).fold(0.0, f64::max);
@@ -39,6 +43,21 @@ pub fn measure(threads: usize) -> anyhow::Result<Limits> {
         BUFFER_BYTES as u64
     });
     Ok(Limits { multiply_adds_per_s, bytes_per_s })
+}
+
+/// int8 multiply-adds per second of one thread, by the best way that this machine has; the best of five rounds.
+pub fn int8_multiply_adds_per_s() -> f64 {
+    let features = Host::detect().features();
+    let ways = Isa::ALL.iter().filter_map(|&isa| limits::int8_multiply_adds(isa, &features));
+    ways.flat_map(|run| {
+        (0..5).map(move |_| {
+            let start = Instant::now();
+            // SAFETY: the features are this machine's.
+            let done = unsafe { run(INT8_ITERATIONS) };
+            done as f64 / start.elapsed().as_secs_f64()
+        })
+    })
+    .fold(0.0, f64::max)
 }
 
 /// Runs `work` on all threads at once; units of work per second, all threads together.

@@ -138,6 +138,9 @@ pub fn context(graph: &Graph, options: &Options) -> anyhow::Result<PassContext> 
     let recipe = if graph.phase < Phase::Quantized { options.recipe_for(graph)? } else { options.recipe.clone() };
     let mut context = PassContext::new(graph, recipe, max_tokens);
     if let Some(chunk) = options.chunk_tokens {
+        if chunk == 0 || chunk > max_tokens {
+            bail!(Usage(format!("--chunk-tokens: wanted 1 to {max_tokens} (the longest sequence), found {chunk}")));
+        }
         context.chunk_tokens = chunk;
     }
     Ok(context)

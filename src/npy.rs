@@ -1,14 +1,16 @@
-//! NumPy's files, read strictly: `.npy` arrays and the uncompressed `.npz` archives that `numpy.savez` writes.
+//! NumPy's files, read strictly: `.npy` arrays and the `.npz` archives that `numpy.savez` and `savez_compressed` write.
 //!
 //! Own readers, because the libraries for both formats trust what a file says of itself: they allocate what a header
 //! declares before they look whether the file has it, and recurse as deep as a header nests. These read from a file's
 //! bytes in place: every length and offset is held to the file first, and nothing but results is allocated.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use flate2::read::DeflateDecoder;
 
 /// Element types that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,23 +204,58 @@ fn shorten(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// The arrays of a `.npz` archive by name, without `.npy`, in the order of its directory.
+/// All arrays of an archive may take so many bytes, and so many times the file's: reference outputs compress little.
+const MAX_ARCHIVE_BYTES: usize = 1 << 20;
+const MAX_ARCHIVE_GROWTH: usize = 16;
+
+/// An array of an archive.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Without `.npy`.
+    pub name: &'a str,
+    stored: &'a [u8],
+    compressed: bool,
+    bytes: usize,
+    crc: u32,
+}
+
+impl<'a> Entry<'a> {
+    /// The bytes of the `.npy` file.
+    pub fn read(&self) -> anyhow::Result<Cow<'a, [u8]>> {
+        let data = match self.compressed {
+            false => Cow::Borrowed(self.stored),
+            true => {
+                let mut data = Vec::with_capacity(self.bytes);
+                let inflated = DeflateDecoder::new(self.stored).take(self.bytes as u64 + 1).read_to_end(&mut data);
+                inflated.context("wanted deflated data, found other bytes")?;
+                Cow::Owned(data)
+            }
+        };
+        ensure!(data.len() == self.bytes, "wanted {} bytes, found {}", self.bytes, data.len());
+        let found = crc32fast::hash(&data);
+        ensure!(found == self.crc, "checksum: wanted {:08x}, found {found:08x}", self.crc);
+        Ok(data)
+    }
+}
+
+/// The arrays of a `.npz` archive in the order of its directory.
 ///
-/// Archives have one part, no compression and less than 4 GiB. All arrays together are no longer than the file, so that
-/// one that names the same bytes again and again does not grow in memory.
-pub fn archive(file: &[u8]) -> anyhow::Result<Vec<(String, &[u8])>> {
+/// Archives have one part of less than 4 GiB. All arrays together are not much longer than the file, whether it says so
+/// by compression or by naming the same bytes again and again.
+pub fn archive(file: &[u8]) -> anyhow::Result<Vec<Entry<'_>>> {
     let end = end_of_directory(file).context("wanted an .npz file, found no end of a zip directory")?;
     let count = u16_at(file, end + 10)?;
     let mut at = u32_at(file, end + 16)? as usize;
     let mut out = Vec::new();
     let mut total = 0_usize;
+    let most = file.len().saturating_mul(MAX_ARCHIVE_GROWTH).saturating_add(MAX_ARCHIVE_BYTES);
     for _ in 0..count {
         ensure!(
             file.get(at..).is_some_and(|rest| rest.starts_with(DIRECTORY_ENTRY)),
             "byte {at}: wanted an entry of the zip directory, found other bytes"
         );
         let (flags, method, crc) = (u16_at(file, at + 8)?, u16_at(file, at + 10)?, u32_at(file, at + 16)?);
-        let (stored, bytes) = (u32_at(file, at + 20)?, u32_at(file, at + 24)? as usize);
+        let (stored, bytes) = (u32_at(file, at + 20)? as usize, u32_at(file, at + 24)? as usize);
         let name_bytes = usize::from(u16_at(file, at + 28)?);
         ensure!(
             name_bytes <= MAX_NAME_BYTES,
@@ -231,23 +268,14 @@ pub fn archive(file: &[u8]) -> anyhow::Result<Vec<(String, &[u8])>> {
         let name =
             std::str::from_utf8(name).with_context(|| format!("byte {}: name of an array: wanted text", at + 46))?;
         let name = name.strip_suffix(".npy").unwrap_or(name);
-        let place = || format!("array {}", shorten(name));
         ensure!(
-            method == 0 && flags & 1 == 0 && stored as usize == bytes,
-            "{}: wanted it stored without compression, found method {method}\nhint: write it with numpy.savez",
-            place()
+            matches!(method, 0 | 8) && flags & 1 == 0,
+            "array {name}: wanted it stored or deflated, found method {method}\nhint: write it with numpy.savez"
         );
-        let data = entry(file, begin, bytes).with_context(place)?;
-        let found = crc32fast::hash(data);
-        ensure!(found == crc, "{}: checksum: wanted {crc:08x}, found {found:08x}", place());
+        let stored = entry(file, begin, stored).with_context(|| format!("array {name}"))?;
         total += bytes;
-        ensure!(
-            total <= file.len(),
-            "{}: wanted arrays of {} bytes together, found more: they overlap",
-            place(),
-            file.len()
-        );
-        out.push((name.to_string(), data));
+        ensure!(total <= most, "array {name}: wanted arrays of at most {most} bytes together, found more");
+        out.push(Entry { name, stored, compressed: method == 8, bytes, crc });
         at += 46 + name_bytes + skip;
     }
     Ok(out)
@@ -358,34 +386,51 @@ mod tests {
         refused(&shape("(2,), 'shape': (2,)"), "twice");
     }
 
+    fn npz(mut writer: ndarray_npy::NpzWriter<std::io::Cursor<Vec<u8>>>, zeros: usize) -> Vec<u8> {
+        writer.add_array("a", &ndarray::Array1::from(vec![1_i64, 2])).unwrap();
+        writer.add_array("b", &ndarray::Array1::<f32>::zeros(zeros)).unwrap();
+        writer.finish().unwrap().into_inner()
+    }
+
     #[test]
     fn archives_are_what_their_directory_says() {
         use ndarray_npy::NpzWriter;
 
-        let mut npz = NpzWriter::new(std::io::Cursor::new(Vec::new()));
-        npz.add_array("a", &ndarray::Array1::from(vec![1_i64, 2])).unwrap();
-        npz.add_array("b", &ndarray::Array1::from(vec![0.5_f32; 500])).unwrap();
-        let good = npz.finish().unwrap().into_inner();
-        let arrays = archive(&good).unwrap();
-        assert_eq!(arrays.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(parse(arrays[0].1).unwrap().integers().unwrap(), [1, 2]);
+        let memory = || std::io::Cursor::new(Vec::new());
+        let good = npz(NpzWriter::new(memory()), 500);
+        for file in [&good, &npz(NpzWriter::new_compressed(memory()), 500)] {
+            let arrays = archive(file).unwrap();
+            assert_eq!(arrays.iter().map(|a| a.name).collect::<Vec<_>>(), ["a", "b"]);
+            assert_eq!(parse(&arrays[0].read().unwrap()).unwrap().integers().unwrap(), [1, 2]);
+            assert_eq!(parse(&arrays[1].read().unwrap()).unwrap().floats().unwrap(), [0.0; 500]);
+        }
 
-        // The directory's second entry many times over: each is right by itself.
+        // Zeros compress a thousandfold; the directory's second entry many times over is right each time.
+        let bomb = npz(NpzWriter::new_compressed(memory()), 1_000_000);
+        assert!(bomb.len() < 10_000);
+        assert!(archive(&bomb).unwrap_err().to_string().contains("found more"));
         let end = end_of_directory(&good).unwrap();
         let second = good[..end].windows(4).rposition(|w| w == DIRECTORY_ENTRY).unwrap();
-        let entry = good[second..end].to_vec();
-        let mut bomb = good[..end].to_vec();
-        (0..200).for_each(|_| bomb.extend(&entry));
-        let mut tail = good[end..].to_vec();
-        tail[10..12].copy_from_slice(&202_u16.to_le_bytes());
-        bomb.extend(tail);
-        let error = archive(&bomb).unwrap_err().to_string();
-        assert!(error.contains("overlap"), "{error}");
+        let mut again = good[..end].to_vec();
+        (0..60_000).for_each(|_| again.extend(&good[second..end]));
+        again.extend(&good[end..end + 10]);
+        again.extend(60_002_u16.to_le_bytes());
+        again.extend(&good[end + 12..]);
+        assert!(archive(&again).unwrap_err().to_string().contains("found more"));
+        // Sizes that are not those of the data.
+        for size in [0_u32, 100, 700_000] {
+            let mut compressed = npz(NpzWriter::new_compressed(memory()), 500);
+            let first = compressed.windows(4).position(|w| w == DIRECTORY_ENTRY).unwrap();
+            compressed[first + 24..first + 28].copy_from_slice(&size.to_le_bytes());
+            let error = archive(&compressed).unwrap()[0].read().unwrap_err().to_string();
+            assert!(error.contains(&format!("wanted {size} bytes")), "{error}");
+        }
+
         let mut damaged = good.clone();
         damaged[100] ^= 1;
-        assert!(archive(&damaged).unwrap_err().to_string().contains("checksum"));
-        let mut compressed = good.clone();
-        compressed[second + 10] = 8;
-        assert!(archive(&compressed).unwrap_err().to_string().contains("numpy.savez"));
+        assert!(archive(&damaged).unwrap()[0].read().unwrap_err().to_string().contains("checksum"));
+        let mut unknown = good.clone();
+        unknown[second + 10] = 99;
+        assert!(archive(&unknown).unwrap_err().to_string().contains("numpy.savez"));
     }
 }

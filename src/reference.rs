@@ -73,12 +73,14 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Prompt>> {
 /// [`read`] from the file's bytes.
 pub fn parse(file: &[u8]) -> anyhow::Result<Vec<Prompt>> {
     let mut prompts: BTreeMap<String, Prompt> = BTreeMap::new();
-    for (array, bytes) in npy::archive(file)? {
-        let (prompt, name) = split_name(&array);
+    for entry in npy::archive(file)? {
+        let array = entry.name;
+        let (prompt, name) = split_name(array);
         let slot =
             prompts.entry(prompt.to_string()).or_insert_with(|| Prompt { name: prompt.into(), ..Prompt::default() });
         let place = || format!("array {array}");
-        let value = npy::parse(bytes).with_context(place)?;
+        let bytes = entry.read().with_context(place)?;
+        let value = npy::parse(&bytes).with_context(place)?;
         match name {
             "ids" | "greedy" => {
                 let ids = value.integers().with_context(place)?;

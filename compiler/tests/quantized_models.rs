@@ -104,14 +104,19 @@ fn the_bundled_model_stays_near_itself() {
     let model = load_gem(&folder, &ImportOptions::default()).expect("the bundled model");
     let mut reference = Npz::open(&folder.join("reference.npz"));
     let prompts = reference.prompts();
-    let ids: Vec<Vec<u32>> =
-        prompts.iter().take(3).map(|p| reference.ids(p)).map(|i| i[..i.len().min(24)].to_vec()).collect();
+    // Prompts with the continuations that the reference gave.
+    let text = |p: &String| -> Vec<u32> {
+        let greedy = reference.get::<i64>(&format!("{p}.greedy")).into_iter().map(|id| u32::try_from(id).unwrap());
+        reference.ids(p).into_iter().chain(greedy).take(16).collect()
+    };
+    let ids: Vec<Vec<u32>> = prompts.iter().take(8).map(text).collect();
     let logits = |graph: &Graph, ids: &[u32]| -> Vec<f32> {
         let outputs = Interpreter::new(graph, &*model.source).run(ids, ids.len()).expect("runs");
         outputs.get("logits").expect("a language model").f32s().to_vec()
     };
     let vocab = model.graph.info.vocab_size as usize;
     let wanted: Vec<Vec<f32>> = ids.iter().map(|ids| logits(&model.graph, ids)).collect();
+    println!("{} tokens", ids.iter().map(Vec::len).sum::<usize>());
     let mut found = Vec::new();
     for builtin in [Builtin::Fp16, Builtin::Int8, Builtin::Hybrid, Builtin::Int4] {
         let mut graph = model.graph.clone();
@@ -120,9 +125,10 @@ fn the_bundled_model_stays_near_itself() {
         let ctx = PassContext::new(&graph, recipe, 64);
         run_pass(by_name("choose-formats").unwrap(), &mut graph, &ctx).expect("a model");
         let (mut kl, mut agree) = (0.0, 0.0);
-        for (ids, wanted) in ids.iter().zip(&wanted) {
-            let (k, a) = divergence(wanted, &logits(&graph, ids), vocab);
-            (kl, agree) = (kl + k / 3.0, agree + a / 3.0);
+        for (ids, row) in ids.iter().zip(&wanted) {
+            let (k, a) = divergence(row, &logits(&graph, ids), vocab);
+            let share = 1.0 / wanted.len() as f64;
+            (kl, agree) = (kl + k * share, agree + a * share);
         }
         println!(
             "{:8} {bytes:>10} bytes, KL {kl:.3e} nats per token, same best token {:.1} %",
@@ -134,7 +140,7 @@ fn the_bundled_model_stays_near_itself() {
     let [fp16, int8, hybrid, int4] = found[..] else { unreachable!("four recipes") };
     assert_eq!(fp16, (0.0, 1.0), "the checkpoint is f16 itself");
     assert!(int8.0 < hybrid.0 && hybrid.0 < int4.0, "fewer bits lose more: {found:?}");
-    // About three times what was measured (7e-4, 2e-3, 2e-2): a definition that is wrong misses them.
+    // About three times what was measured (8e-4, 2e-3, 2e-2): a definition that is wrong misses them.
     assert!(int8.0 < 2e-3 && hybrid.0 < 6e-3 && int4.0 < 6e-2, "{found:?}");
-    assert!(found.iter().all(|(_, agree)| *agree > 0.9), "{found:?}");
+    assert!(int8.1 > 0.9 && hybrid.1 > 0.9 && int4.1 > 0.8, "{found:?}");
 }

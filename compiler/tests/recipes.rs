@@ -187,7 +187,7 @@ fn stored_size_is_the_recipes_arithmetic() {
             "int8" => rows * (cols + 4),
             int4 => {
                 let group: u64 = int4.strip_prefix("int4:").unwrap().parse().unwrap();
-                rows * ((cols + 1) / 2 + 2 * ((cols + group - 1) / group))
+                rows * (cols.div_ceil(2) + 2 * cols.div_ceil(group))
             }
         }
     };

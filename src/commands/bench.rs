@@ -129,7 +129,7 @@ pub fn run(args: &BenchArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         for case in &mut cases {
             let start = Instant::now();
             let done = case.seconds.len();
-            let wanted = args.reps.map(|reps| (reps * (round + 1)).div_ceil(ROUNDS));
+            let wanted = args.reps.map(|reps| reps.saturating_mul(round + 1).div_ceil(ROUNDS));
             loop {
                 let enough = match wanted {
                     Some(wanted) => case.seconds.len() >= wanted,

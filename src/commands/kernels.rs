@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use lapidary_kernels::{FeatureSet, KernelRow, kernels};
+use lapidary_kernels::{KernelRow, kernels};
+use lapidary_runtime::Host;
 use serde_json::json;
 
 use crate::cli::{Format, ListArgs};
@@ -10,7 +11,7 @@ use crate::ui::table;
 
 /// Lists the kernel table.
 pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
-    let here = FeatureSet::detect();
+    let here = Host::detect().features();
     let runs = |row: &KernelRow| row.function().is_some() && here.contains(row.required());
     let features = |row: &KernelRow| row.required().iter().map(|f| f.name()).collect::<Vec<_>>();
     match args.format {
@@ -32,6 +33,7 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                         "weights": row.weight.name(),
                         "mr": row.tile.mr,
                         "nr": row.tile.nr,
+                        "kr": row.tile.kr,
                         "features": features(row),
                         "runs_here": runs(row),
                         "doc": row.doc,

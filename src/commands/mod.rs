@@ -10,6 +10,7 @@ mod demo;
 mod disasm;
 mod inspect;
 mod kernels;
+mod kernels_bench;
 #[cfg(feature = "compiler")]
 mod passes;
 #[cfg(feature = "profile")]
@@ -20,7 +21,7 @@ mod targets;
 
 use std::process::ExitCode;
 
-use crate::cli::Command;
+use crate::cli::{Command, KernelsCommand};
 use crate::ui::Ui;
 
 /// Runs a command.
@@ -40,7 +41,10 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Targets(args) => targets::run(&args),
-        Command::Kernels(args) => kernels::run(&args),
+        Command::Kernels(args) => match args.command {
+            Some(KernelsCommand::Bench(args)) => kernels_bench::run(&args),
+            None => kernels::run(&args.list),
+        },
         #[cfg(feature = "compiler")]
         Command::Passes(args) => passes::run(&args),
     }

@@ -197,9 +197,13 @@ pub fn npy() -> Vec<u8> {
     out
 }
 
-/// Reference outputs of two prompts, the second in the order of columns.
-pub fn npz() -> Vec<u8> {
-    let mut npz = NpzWriter::new(std::io::Cursor::new(Vec::new()));
+/// Reference outputs of two prompts, some arrays in the order of columns; stored, and compressed.
+pub fn npz() -> Vec<Vec<u8>> {
+    let memory = || std::io::Cursor::new(Vec::new());
+    [NpzWriter::new(memory()), NpzWriter::new_compressed(memory())].map(reference_outputs).into()
+}
+
+fn reference_outputs(mut npz: NpzWriter<std::io::Cursor<Vec<u8>>>) -> Vec<u8> {
     let matrix = |cols: usize| Array2::from_shape_fn((3, cols), |(row, col)| (row + col) as f32 / 7.0);
     for prompt in ["prompt.000", "prompt.001"] {
         let mut add =

@@ -102,7 +102,7 @@ const FORMATS: &[Format] = &[
     Format { name: "lir", cases: [100_000, 1000], memory: (1 << 20, 16), cases_in: lir },
     Format { name: "lir-code", cases: [20_000, 100], memory: (4 << 20, 64), cases_in: lir_code },
     Format { name: "npy", cases: [100_000, 1000], memory: (1 << 16, 4), cases_in: npy },
-    Format { name: "npz", cases: [100_000, 1000], memory: (1 << 16, 32), cases_in: npz },
+    Format { name: "npz", cases: [100_000, 1000], memory: (3 << 19, 96), cases_in: npz },
 ];
 
 fn main() -> ExitCode {
@@ -441,7 +441,7 @@ fn npy(_: &Path) -> Cases {
 }
 
 fn npz(_: &Path) -> Cases {
-    in_memory("npz", vec![fixtures::npz()], false, consume::npz)
+    in_memory("npz", fixtures::npz(), false, consume::npz)
 }
 
 /// The good files, for the fuzz targets to begin with.
@@ -456,7 +456,7 @@ fn write_seeds(to: &Path) -> ExitCode {
         ("tokenizer", fixtures::tokenizers().into_iter().map(String::into_bytes).collect()),
         ("lir", lir_texts(folder.path())),
         ("npy", vec![fixtures::npy()]),
-        ("npz", vec![fixtures::npz()]),
+        ("npz", fixtures::npz()),
     ] {
         let to = to.join(target);
         std::fs::create_dir_all(&to).expect("a writable folder");

@@ -28,8 +28,9 @@ pub fn quantize_row(x: &[f32]) -> QuantizedRow {
     QuantizedRow { codes: x.iter().map(code).collect(), scale: amax / 127.0 }
 }
 
-/// Bytes of a quantized row of `k` inputs in working memory: the codes, padded with zeros to a multiple of 64, then scale
-/// (f32), sum of all codes (i32) and sums of each 32 consecutive codes (i32), padded likewise. Saturates.
+/// Bytes of a quantized row of `k` inputs in working memory: the codes, padded to a multiple of 64; then the scale (f32)
+/// and what kernels derive from the sum of all codes and from those of each 32 consecutive ones (i32 each), padded likewise.
+/// Saturates.
 pub const fn quantized_row_bytes(k: u64) -> u64 {
     let sums = k.div_ceil(BLOCK_ELEMS as u64).saturating_add(2).saturating_mul(4);
     align64(k).saturating_add(align64(sums))
@@ -39,20 +40,5 @@ const fn align64(n: u64) -> u64 {
     match n.checked_next_multiple_of(64) {
         Some(n) => n,
         None => u64::MAX,
-    }
-}
-
-impl QuantizedRow {
-    /// The record of [`quantized_row_bytes`] bytes that kernels make and read, little-endian.
-    pub fn record(&self) -> Vec<u8> {
-        let k = self.codes.len() as u64;
-        let mut out: Vec<u8> = self.codes.iter().map(|q| q.cast_unsigned()).collect();
-        out.resize(align64(k) as usize, 0);
-        out.extend(self.scale.to_le_bytes());
-        let sum = |codes: &[i8]| codes.iter().map(|q| i32::from(*q)).sum::<i32>();
-        out.extend(sum(&self.codes).to_le_bytes());
-        self.codes.chunks(BLOCK_ELEMS).for_each(|block| out.extend(sum(block).to_le_bytes()));
-        out.resize(quantized_row_bytes(k) as usize, 0);
-        out
     }
 }

@@ -305,7 +305,9 @@ impl Recipe {
         let own = if weight.storage == Storage::Bf16 { Storage::F32 } else { weight.storage };
         // What is not a matrix product is read element by element, by kernels that know f32 only.
         if !as_matrix {
-            return Choice { weight: id, storage: Storage::F32, why_not };
+            let wanted = self.base.storage(weight.component).filter(|wanted| *wanted != Storage::F32);
+            let reason = wanted.map(|wanted| format!("@{} is read element by element: not {wanted}", weight.name));
+            return Choice { weight: id, storage: Storage::F32, why_not: why_not.or(reason) };
         }
         let wanted = self.base.storage(weight.component).unwrap_or(own);
         match why_not_codes(weight, wanted, as_matrix) {

@@ -273,8 +273,14 @@ fn row(kind: SectionKind, offset: u64, bytes: u64, crc32: u32) -> Section {
     Section { kind: Some(kind), kind_code: kind as u32, flags: SectionFlags::CRITICAL, offset, bytes, crc32 }
 }
 
-fn pad(out: &mut dyn Write, bytes: u64) -> io::Result<()> {
-    io::copy(&mut io::Read::take(io::repeat(0), bytes), out).map(|_| ())
+fn pad(out: &mut dyn Write, mut bytes: u64) -> io::Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    while bytes > 0 {
+        let piece = bytes.min(ZEROS.len() as u64);
+        out.write_all(&ZEROS[..piece as usize])?;
+        bytes -= piece;
+    }
+    Ok(())
 }
 
 /// Where the weights are streamed to; keeps position and checksum.
