@@ -198,6 +198,18 @@ fn what_is_not_certain_has_no_name() {
     // jmp rcx in the function: anything may jump to the call.
     assert!(!last_of(&[&slot[..], &[0xff, 0xe1], X_CALL].concat()));
     assert!(!last_of(&[&[0xff, 0xe1][..], &slot, X_CALL].concat()));
+    assert!(!last_of(&[&slot[..], &[0x74, 0x02, 0xff, 0xe1], X_CALL].concat()));
+    // A loop around the call, after which rax is something else.
+    let repeated = with_lines(X86, &[&slot[..], X_CALL, &[0x75, 0xfc]].concat(), |lines| lines[2].note.is_none());
+    assert!(repeated);
+    // A loop in which the place of the stack that was spilled to is overwritten: mov [rsp-8], rdi; again: mov rdi, [rsp-8];
+    // mov rcx, [rdi]; mov [rsp-8], rcx; jne again.
+    let spill = [0x48, 0x89, 0x7c, 0x24, 0xf8, 0x48, 0x8b, 0x7c, 0x24, 0xf8];
+    let again = [0x48, 0x8b, 0x0f, 0x48, 0x89, 0x4c, 0x24, 0xf8, 0x75, 0xf1];
+    let in_loop = |end: usize| {
+        with_lines(X86, &[&spill[..], &again[..end]].concat(), |lines| lines[2].note.clone().map(|n| n.to_string()))
+    };
+    assert_eq!((in_loop(8).as_deref(), in_loop(10)), (Some("ctx.weights"), None));
     // A jump into the middle of an instruction.
     assert!(!last_of(&[&[0x74, 0x01][..], &slot, X_CALL].concat()));
     // A store over the spilled value, of one byte in its middle: mov [rsp-8], rdi; mov byte ptr [rsp-5], 1; mov rdi, [rsp-8].
@@ -320,6 +332,7 @@ fn check_cover(code: &Code<'_>, steps: &[Step<'_>], bytes: &[u8]) {
         assert_eq!(at, function.offset() + function.bytes());
     }
     assert!(seen.iter().all(|n| *n <= 1));
+    assert!(seen.iter().zip(bytes).all(|(n, byte)| *byte == 0 || *n == 1), "only zeros between steps are left out");
     for step in steps {
         let range = step.offset as usize..(step.offset + step.bytes) as usize;
         assert!(seen[range].iter().all(|n| *n == 1), "{} is not listed whole", step.name);
@@ -497,12 +510,18 @@ fn architectures() -> impl Strategy<Value = Architecture> {
     prop_oneof![Just(X86), Just(ARM)]
 }
 
+/// Random bytes, or mostly zeros, as padding is.
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    let sparse = prop_oneof![60 => Just(0u8), 1 => any::<u8>()];
+    prop_oneof![proptest::collection::vec(any::<u8>(), 0..600), proptest::collection::vec(sparse, 0..600),]
+}
+
 proptest! {
     /// Random bytes under any step table that the format admits: every byte once, and no end of the world.
     #[test]
     fn any_bytes_are_listed(
         architecture in architectures(),
-        bytes in proptest::collection::vec(any::<u8>(), 0..600),
+        bytes in bytes(),
         steps in proptest::collection::vec((any::<u16>(), any::<u16>()), 0..12),
     ) {
         let step = |(offset, length): &(u16, u16)| {
