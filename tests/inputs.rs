@@ -224,13 +224,14 @@ fn options_that_ask_for_too_much_are_refused() {
         assert_eq!(code, Some(1), "{stderr}");
         assert!(stderr.contains("preset") && !stderr.contains("panicked"), "{stderr}");
     }
-    for option in ["--tokens", "--context"] {
-        fails(&["bench", good, option, most, "--reps", "1"], 2, &[option]);
-    }
-    for threads in ["--threads", most].windows(2) {
-        let (code, stderr) = bounded(&["run", good, "--prompt", "x", threads[0], threads[1]]);
-        assert!(matches!(code, Some(1 | 2)) && !stderr.contains("panicked"), "{code:?} {stderr}");
-    }
+    fails(&["bench", good, "--tokens", most, "--reps", "1"], 2, &["--tokens"]);
+    // As much context as the model has.
+    assert_eq!(bounded(&["bench", good, "--tokens", "1", "--context", most, "--reps", "1"]).0, Some(0));
+    let single = folder.path().join("single.lapis");
+    run(lapidary().args(["-q", "compile", model, "--max-tokens", "1", "-o"]).arg(&single)).unwrap();
+    fails(&["bench", text(&single), "--tokens", "1", "--reps", "1"], 4, &["single.lapis", "context of 2"]);
+    let (code, stderr) = bounded(&["run", good, "--prompt", "x", "--threads", most]);
+    assert!(matches!(code, Some(1 | 2)) && !stderr.contains("panicked"), "{code:?} {stderr}");
 }
 
 /// One of everything: an artifact whose tokenizer was made for another vocabulary runs into an error, not past its embedding.

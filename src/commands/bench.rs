@@ -182,6 +182,13 @@ fn cases(artifacts: Vec<ArtifactFile>, args: &BenchOptions, threads: &[usize], u
                         manifest.cannot_decode
                     )));
                 }
+                if *tokens == 1 && manifest.max_tokens < 2 {
+                    bail!(Unsupported(format!(
+                        "{}: --tokens 1 times decode behind a token: wanted a context of 2, found 1\n\
+                         hint: compile it with a larger --max-tokens",
+                        path.display()
+                    )));
+                }
                 if *tokens > manifest.max_tokens as usize {
                     bail!(Usage(format!(
                         "--tokens: wanted at most {} (the context of {}), found {tokens}",
@@ -196,7 +203,7 @@ fn cases(artifacts: Vec<ArtifactFile>, args: &BenchOptions, threads: &[usize], u
                     session: engine::session(Arc::clone(&model), *threads)?,
                     sizes: Sizes::of(model.artifact()),
                     limits: *limits,
-                    context: args.context.clamp(1, manifest.max_tokens as usize - 1),
+                    context: args.context.min(manifest.max_tokens as usize - 1).max(1),
                     seconds: Vec::new(),
                     work: Work::default(),
                     ids: Ids { state: 42, vocab_size: manifest.vocab_size },
