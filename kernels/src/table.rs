@@ -343,7 +343,7 @@ kernel_table! {
         Scalar (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
     }
     Gemm I4 "c (+)= scale · a·wᵀ, a and w quantized" {
-        Avx512Vnni (12, 32, 4) gemm_i8_i4_12x32_avx512vnni = quant::gemm::<_, I4, 12, 2>;
+        Avx512Vnni (6, 32, 4) gemm_i8_i4_6x32_avx512vnni = quant::gemm::<_, I4, 6, 2>;
         AvxVnni (5, 16, 4) gemm_i8_i4_5x16_avxvnni = quant::gemm::<_, I4, 5, 2>;
         Avx2 (4, 16, 4) gemm_i8_i4_4x16_avx2 = quant::gemm::<_, I4, 4, 2>;
         I8mm (8, 8, 8) gemm_i8_i4_8x8_i8mm = quant::gemm::<_, I4, 8, 2>;
@@ -379,7 +379,7 @@ kernel_table! {
         Scalar (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
     }
     GemmSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
-        Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i4_12x32_avx512vnni = quant::gemm_swiglu::<_, I4, 12, 2>;
+        Avx512Vnni (6, 32, 4) gemm_swiglu_i8_i4_6x32_avx512vnni = quant::gemm_swiglu::<_, I4, 6, 2>;
         AvxVnni (5, 16, 4) gemm_swiglu_i8_i4_5x16_avxvnni = quant::gemm_swiglu::<_, I4, 5, 2>;
         Avx2 (4, 16, 4) gemm_swiglu_i8_i4_4x16_avx2 = quant::gemm_swiglu::<_, I4, 4, 2>;
         I8mm (8, 8, 8) gemm_swiglu_i8_i4_8x8_i8mm = quant::gemm_swiglu::<_, I4, 8, 2>;

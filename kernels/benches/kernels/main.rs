@@ -86,7 +86,7 @@ fn main() {
         };
         run += 1;
         let picked = select(row.op, &features, row.weight).is_some_and(|best| best.name == row.name);
-        let quantized = matches!(row.weight, WeightType::I8 | WeightType::I4);
+        let quantized = row.tile.mr > 0 && matches!(row.weight, WeightType::I8 | WeightType::I4);
         let peak = peaks.iter().find(|(isa, ..)| *isa == row.isa);
         let peak = peak.map_or(0.0, |&(_, flops, int8)| if quantized { int8 } else { flops });
         for mut work in cases::of(row, function) {

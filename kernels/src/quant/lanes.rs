@@ -171,32 +171,6 @@ pub(crate) unsafe fn row_i8<D: Lanes, const NV: usize>(
     }
 }
 
-/// 2·KR inputs of a block.
-///
-/// # Safety
-/// Step `step` of `codes` and `rows` exists.
-#[inline(always)]
-unsafe fn step_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
-    d: D,
-    rows: &[*const u8; R],
-    codes: *const u8,
-    step: usize,
-    sums: &mut [[D::N; V]; R],
-) {
-    for v in 0..V {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (low, high) = d.halves(d.weights(codes.add((step * NV + v) * D::Float::LANES * KR)));
-            for i in 0..R {
-                sums[i][v] = d.dot_half(sums[i][v], low, d.inputs(rows[i].add(step * 2 * KR)));
-            }
-            for i in 0..R {
-                sums[i][v] = d.dot_half(sums[i][v], high, d.inputs(rows[i].add(step * 2 * KR + KR)));
-            }
-        }
-    }
-}
-
 /// See [`Dots::multiply_adds`].
 #[inline(always)]
 pub(crate) fn multiply_adds<D: Lanes>(d: D, iterations: u64) -> u64 {
@@ -220,39 +194,80 @@ pub(crate) fn multiply_adds<D: Lanes>(d: D, iterations: u64) -> u64 {
     iterations * (SUMS * D::Float::LANES * KR) as u64
 }
 
-/// Sums of a block of up to 32 inputs, `V` vectors of a panel of `NV`.
+/// Where a block of 32 inputs lies.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Codes of the weights.
+    codes: *const u8,
+    /// Bytes from the beginning of a record to its inputs.
+    inputs_at: usize,
+    /// Bytes from the beginning of a record to its offset of the block. Rows are reached by these two from pointers that do
+    /// not move: two for each row would not fit the registers.
+    offset_at: usize,
+}
+
+/// 2·KR inputs of a block.
 ///
 /// # Safety
-/// `codes` and `rows` have `inputs` inputs (codes up to a multiple of 8), `offsets` are readable.
+/// Step `step` of the block exists.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
+unsafe fn step_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
+    d: D,
+    rows: &[*const u8; R],
+    block: Block,
+    step: usize,
+    sums: &mut [[D::N; V]; R],
+) {
+    let bytes = D::Float::LANES * KR;
+    for v in 0..V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = block.codes.add((step * NV + v) * bytes);
+            prefetch_ahead(d.float(), codes, bytes);
+            let (low, high) = d.halves(d.weights(codes));
+            let x = |i: usize| rows[i].add(block.inputs_at + step * 2 * KR);
+            for i in 0..R {
+                sums[i][v] = d.dot_half(sums[i][v], low, d.inputs(x(i)));
+            }
+            for i in 0..R {
+                sums[i][v] = d.dot_half(sums[i][v], high, d.inputs(x(i).add(KR)));
+            }
+        }
+    }
+}
+
+/// Sums of a block of up to 32 inputs, `V` vectors of a panel of `NV`, added to the sums `before` it.
+///
+/// # Safety
+/// The block has `inputs` inputs (codes up to a multiple of 8) or 32, and each row an offset of it.
+#[inline(always)]
 unsafe fn block_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
     d: D,
     before: Option<&[[D::I; V]; R]>,
-    offsets: &[*const i32; R],
     rows: &[*const u8; R],
-    codes: *const u8,
+    block: Block,
     inputs: usize,
 ) -> [[D::I; V]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[d.begin(None, offsets[0]); V]; R];
+        let offset = |i: usize| rows[i].add(block.offset_at).cast::<i32>();
+        let mut sums = [[d.begin(None, offset(0)); V]; R];
         for i in 0..R {
             for v in 0..V {
                 let before = match before {
                     Some(before) => Some(before[i][v]),
                     None => None,
                 };
-                sums[i][v] = d.begin(before, offsets[i]);
+                sums[i][v] = d.begin(before, offset(i));
             }
         }
         if inputs >= BLOCK {
             for step in 0..BLOCK / (2 * KR) {
-                step_i4::<D, R, NV, V>(d, rows, codes, step, &mut sums);
+                step_i4::<D, R, NV, V>(d, rows, block, step, &mut sums);
             }
         } else {
             for step in 0..inputs.div_ceil(2 * KR) {
-                step_i4::<D, R, NV, V>(d, rows, codes, step, &mut sums);
+                step_i4::<D, R, NV, V>(d, rows, block, step, &mut sums);
             }
         }
         let mut out = [[d.zero(); V]; R];
@@ -262,14 +277,14 @@ unsafe fn block_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
                     Some(before) => Some(before[i][v]),
                     None => None,
                 };
-                out[i][v] = d.end(before, offsets[i], sums[i][v]);
+                out[i][v] = d.end(before, offset(i), sums[i][v]);
             }
         }
         out
     }
 }
 
-/// `V` vectors, the first of which `panel` points to, of a panel of `NV`.
+/// `V` vectors of results from `first` on, of a panel of `NV`.
 ///
 /// # Safety
 /// As [`Dots::tile_i4`].
@@ -286,35 +301,26 @@ unsafe fn vectors_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
     let lanes = D::Float::LANES;
     let nr = NV * lanes;
     let whole = group_bytes(group, nr, KR);
+    let offsets_at = record::blocks_at(k);
     let mut t = [[s.zero(); V]; R];
     let mut at = panel;
     let mut begin = 0;
     // SAFETY: groups follow each other, each with its scales and its codes; records have inputs up to a multiple of 64, and an
     // offset for each block.
     unsafe {
-        let mut inputs = *rows;
-        let mut offsets = [record::blocks(rows[0], k); R];
-        for i in 0..R {
-            offsets[i] = record::blocks(rows[i], k);
-        }
         while begin < k {
             let len = group.min(k - begin);
-            prefetch_ahead(s, at, whole);
-            let mut codes = at.add(2 * nr + first * lanes * KR);
-            let mut sums = block_i4::<D, R, NV, V>(d, None, &offsets, &inputs, codes, len);
+            let codes = at.add(2 * nr + first * lanes * KR);
+            let block = |done: usize| Block {
+                codes: codes.add(done / 2 * nr),
+                inputs_at: begin + done,
+                offset_at: offsets_at + (begin + done) / BLOCK * size_of::<i32>(),
+            };
+            let mut sums = block_i4::<D, R, NV, V>(d, None, rows, block(0), len);
             let mut done = BLOCK;
-            for i in 0..R {
-                inputs[i] = inputs[i].add(BLOCK);
-                offsets[i] = offsets[i].add(1);
-            }
             while done < len {
-                codes = codes.add(BLOCK / 2 * nr);
-                sums = block_i4::<D, R, NV, V>(d, Some(&sums), &offsets, &inputs, codes, len - done);
+                sums = block_i4::<D, R, NV, V>(d, Some(&sums), rows, block(done), len - done);
                 done += BLOCK;
-                for i in 0..R {
-                    inputs[i] = inputs[i].add(BLOCK);
-                    offsets[i] = offsets[i].add(1);
-                }
             }
             for v in 0..V {
                 let scale = s.load_f16(at.cast::<u16>().add((first + v) * lanes));

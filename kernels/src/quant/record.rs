@@ -36,7 +36,14 @@ pub(crate) fn offset(record: *const u8, k: usize) -> *const i32 {
     scale(record, k).wrapping_add(1).cast()
 }
 
-/// Where a record keeps −8·Σ q of each block.
+/// Bytes from a record's beginning to its −8·Σ q of each block.
+#[inline(always)]
+pub(crate) fn blocks_at(k: usize) -> usize {
+    k.next_multiple_of(ALIGN) + 2 * size_of::<i32>()
+}
+
+/// Where a record keeps −8·Σ q of each block. Lanes reach it by [`blocks_at`].
+#[cfg(target_arch = "aarch64")]
 #[inline(always)]
 pub(crate) fn blocks(record: *const u8, k: usize) -> *const i32 {
     scale(record, k).wrapping_add(2).cast()

@@ -47,7 +47,7 @@ impl From<Avx512Vnni> for Avx512 {
 
 dots_by_lanes!(Avx2: Self, int4 vectors 1);
 dots_by_lanes!(AvxVnni: Avx2, int4 vectors 1);
-dots_by_lanes!(Avx512Vnni: Avx512, int4 vectors 1);
+dots_by_lanes!(Avx512Vnni: Avx512, int4 vectors 2);
 
 /// What all three have in common.
 macro_rules! lanes {
