@@ -190,11 +190,17 @@ fn products_are_exact_integers_scaled_in_order() {
     let anew = (wide(&row.codes), row.scale);
     let coarse = vec![-8i8; k];
     assert_eq!(int4_dot(&row, &coarse, &scales, 32), oracle_int4(&anew, &wide(&coarse), &scales, 32));
-    // One rounding per group: 2^24 + 1 + 1 is lost twice by additions of one, and fused it is no other.
-    let row = QuantizedRow { codes: vec![127, 1, 127, 1], scale: 1.0 };
-    let scales = [f16::from_f32(0.1), f16::from_f32(0.3), f16::from_f32(100.0), f16::from_f32(0.7)];
-    let wanted = oracle_int4(&(wide(&row.codes), 1.0), &[7, 7, 7, 7], &scales, 1);
-    assert_eq!(int4_dot(&row, &[7; 4], &scales, 1), wanted);
+    // One rounding per group: sums of many bits times scales of eleven do not fit an f32 before they are added.
+    let (x, mut differs) =
+        (QuantizedRow { codes: (0..256).map(|i| 127 - i8::from(i % 128 == 5)).collect(), scale: 1.0 }, 0);
+    for pair in noise(77, 64).chunks(2) {
+        let scales = [f16::from_f32(pair[0]), f16::from_f32(pair[1])];
+        let found = int4_dot(&x, &[7; 256], &scales, 128);
+        assert_eq!(found, oracle_int4(&(wide(&x.codes), 1.0), &[7; 256], &scales, 128));
+        let acc = (7 * (127 * 128 - 1)) as f32;
+        differs += i32::from(found != (0.0 + acc * scales[0].to_f32()) + acc * scales[1].to_f32());
+    }
+    assert!(differs > 0, "two roundings are told from one");
 }
 
 /// Squared error of one group or row under max-abs scales.
