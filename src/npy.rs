@@ -21,15 +21,18 @@ pub enum Element {
     F32,
     /// `|u1`.
     U8,
+    /// `<u4`.
+    U32,
 }
 
 impl Element {
-    const ALL: [(&'static str, Element); 3] = [("<i8", Element::I64), ("<f4", Element::F32), ("|u1", Element::U8)];
+    const ALL: [(&'static str, Element); 4] =
+        [("<i8", Element::I64), ("<f4", Element::F32), ("|u1", Element::U8), ("<u4", Element::U32)];
 
     const fn bytes(self) -> usize {
         match self {
             Element::I64 => 8,
-            Element::F32 => 4,
+            Element::F32 | Element::U32 => 4,
             Element::U8 => 1,
         }
     }
@@ -55,13 +58,14 @@ impl Array<'_> {
         }
     }
 
-    /// Floats or bytes as floats, row-major.
+    /// Floats, bytes or unsigned integers as floats, row-major.
     #[cfg(feature = "compiler")]
     pub fn floats(&self) -> anyhow::Result<Vec<f32>> {
         match self.element {
             Element::F32 => Ok(self.elements(f32::from_le_bytes)),
             Element::U8 => Ok(self.elements(|[byte]| f32::from(byte))),
-            Element::I64 => bail!("wanted float32 or uint8, found I64"),
+            Element::U32 => Ok(self.elements(|bytes| u32::from_le_bytes(bytes) as f32)),
+            Element::I64 => bail!("wanted float32, uint8 or uint32, found I64"),
         }
     }
 
