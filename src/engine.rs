@@ -17,10 +17,11 @@ use crate::reference::Rows;
 
 /// Maps an artifact: a file of its own, or the one that an executable carries.
 pub fn artifact(path: &Path) -> anyhow::Result<ArtifactFile> {
-    let carrier = match File::open(path) {
-        Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => Carrier::of(file, path)?,
-        // The next attempt says what is wrong.
-        Ok(_) | Err(_) => None,
+    // Opening a pipe would wait for its other end; the next attempt says what is wrong.
+    let file = std::fs::metadata(path).is_ok_and(|m| m.is_file()).then(|| File::open(path));
+    let carrier = match file {
+        Some(Ok(file)) => Carrier::of(file, path)?,
+        Some(Err(_)) | None => None,
     };
     Ok(match carrier {
         Some(carrier) => carrier.open()?,

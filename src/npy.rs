@@ -189,8 +189,8 @@ impl<'a> Header<'a> {
                 "descr" => {
                     let found = self.string()?;
                     let known = Element::ALL.into_iter().find(|(name, _)| *name == found);
-                    let (_, known) =
-                        known.with_context(|| format!("descr: wanted <i8, <f4 or |u1, found {:?}", shorten(found)))?;
+                    let (_, known) = known
+                        .with_context(|| format!("descr: wanted <i8, <f4, |u1 or <u4, found {:?}", shorten(found)))?;
                     element.replace(known).is_some()
                 }
                 "fortran_order" => {

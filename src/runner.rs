@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use lapidary_target_cpu::CpuTarget;
 
 /// The workspace that this command was built from, if it is still there.
 const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
@@ -35,17 +36,20 @@ fn disturbs(variable: &str) -> bool {
     NAMES.contains(&variable) || PREFIXES.iter().any(|prefix| variable.starts_with(prefix))
 }
 
-/// The runner for `triple`: the file `lapidary-runner-TRIPLE` beside this program, or built. Building shows cargo's
-/// progress on stderr unless `quiet`.
-pub fn find_or_build(triple: &str, quiet: bool) -> anyhow::Result<PathBuf> {
+/// The runner for a target: the file `lapidary-runner-TRIPLE` beside this program, or built, with no more kernels than
+/// the target can use. Building shows cargo's progress on stderr unless `quiet`.
+pub fn find_or_build(target: &CpuTarget, quiet: bool) -> anyhow::Result<PathBuf> {
+    let triple = target.architecture.static_triple();
     let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(format!("lapidary-runner-{triple}"))));
     match beside {
         Some(runner) if runner.is_file() => Ok(runner),
-        Some(_) | None => build(triple, quiet).with_context(|| format!("the runner for {triple} cannot be built")),
+        Some(_) | None => {
+            build(target, triple, quiet).with_context(|| format!("the runner for {triple} cannot be built"))
+        }
     }
 }
 
-fn build(triple: &str, quiet: bool) -> anyhow::Result<PathBuf> {
+fn build(target: &CpuTarget, triple: &str, quiet: bool) -> anyhow::Result<PathBuf> {
     let source = Path::new(SOURCE);
     if !source.join("Cargo.toml").is_file() {
         bail!(
@@ -58,6 +62,10 @@ fn build(triple: &str, quiet: bool) -> anyhow::Result<PathBuf> {
     let mut cargo = tool(source, "CARGO", "cargo");
     cargo.args(["rustc", "--profile", PROFILE, "--no-default-features", "--bin", "lapidary", "--target", triple]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
+    let v3 = CpuTarget::by_name("x86-64-v3").context("the table of targets has no x86-64-v3")?;
+    if target.architecture == v3.architecture && !v3.features.contains(target.features) {
+        cargo.args(["--features", "beyond-v3"]);
+    }
     if quiet {
         cargo.arg("--quiet");
     }

@@ -195,7 +195,7 @@ fn exits_with_the_code_of_what_is_wrong(target: &'static Target) -> Result<(), F
 /// Runner, zeros, artifact, trailer, and nothing else; static; for every page size.
 fn is_runner_artifact_and_trailer(target: &'static Target) -> Result<(), Failed> {
     let made = Made::of(&tiny(), target)?;
-    let runner = fs::read(static_program(triple(target))?)?;
+    let runner = fs::read(static_program(target.name)?)?;
     let artifact = made.beside("tiny.lapis");
     run(lapidary().arg("compile").arg(tiny()).args(["--target", target.name, "-o"]).arg(&artifact))?;
     let artifact = fs::read(artifact)?;
@@ -205,8 +205,7 @@ fn is_runner_artifact_and_trailer(target: &'static Target) -> Result<(), Failed>
     assert!(all.starts_with(&runner), "the runner comes first");
     assert!(all[runner.len()..begin].iter().all(|byte| *byte == 0), "zeros up to the artifact");
     assert!(all[begin..].starts_with(&artifact), "the artifact is the one that --emit lapis writes");
-    // x86-64 has kernels for AVX-512 beside those for AVX2.
-    let limit = if target.cpu.is_some() { 3_000_000 } else { 4_000_000 };
+    let limit = 3_000_000;
     assert!(runner.len() < limit, "runner for {}: wanted less than {limit}, found {}", triple(target), runner.len());
     for header in program_headers(&runner) {
         let (kind, align) =
@@ -351,7 +350,7 @@ fn main() {
     let mut trials =
         vec![Trial::test("the_runner_is_found_or_its_absence_explained", the_runner_is_found_or_its_absence_explained)];
     for target in TARGETS.iter().filter(|t| ["rpi4", "rpi5", "x86-64-v3"].contains(&t.name)) {
-        let why_not = target.why_not().or_else(|| static_program(triple(target)).err());
+        let why_not = target.why_not().or_else(|| static_program(target.name).err());
         let mut add = |name: &str, test: Box<dyn FnOnce() -> Result<(), Failed> + Send>| {
             let skipped = why_not.as_ref().map(|why| format!(" (skipped: {why})")).unwrap_or_default();
             let name = format!("{}::{name}{skipped}", target.name);

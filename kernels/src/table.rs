@@ -189,6 +189,10 @@ macro_rules! compile {
             unsafe { $kernel(<crate::simd::Scalar as crate::simd::Token>::assume(), &*args.cast()) }
         }
     };
+    (Fallback $name:ident $kernel:expr) => {
+        #[cfg(feature = "fallbacks")]
+        compile!(Scalar $name $kernel);
+    };
     (Neon $name:ident $kernel:expr) => {
         compile!(@simd "aarch64", Neon, "neon", $name, $kernel);
     };
@@ -202,14 +206,17 @@ macro_rules! compile {
         compile!(@simd "x86_64", Avx2, "avx,avx2,fma,f16c", $name, $kernel);
     };
     (Avx512 $name:ident $kernel:expr) => {
+        #[cfg(feature = "beyond-v3")]
         compile!(
             @simd "x86_64", Avx512, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl", $name, $kernel
         );
     };
     (AvxVnni $name:ident $kernel:expr) => {
+        #[cfg(feature = "beyond-v3")]
         compile!(@simd "x86_64", AvxVnni, "avx,avx2,fma,f16c,avxvnni", $name, $kernel);
     };
     (Avx512Vnni $name:ident $kernel:expr) => {
+        #[cfg(feature = "beyond-v3")]
         compile!(
             @simd "x86_64", Avx512Vnni, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", $name, $kernel
         );
@@ -225,8 +232,18 @@ macro_rules! compile {
     };
 }
 
-/// The pointer of a compiled kernel, if this architecture has it.
+/// The pointer of a compiled kernel, if this build has it.
 macro_rules! pointer {
+    (Fallback $name:ident) => {{
+        #[cfg(feature = "fallbacks")]
+        let pointer = Some($name as KernelFn);
+        #[cfg(not(feature = "fallbacks"))]
+        let pointer = None;
+        pointer
+    }};
+    (Avx2 $name:ident) => {
+        pointer!(@simd "x86_64", $name)
+    };
     (Scalar $name:ident) => {
         Some($name as KernelFn)
     };
@@ -239,9 +256,13 @@ macro_rules! pointer {
     (I8mm $name:ident) => {
         pointer!(@simd "aarch64", $name)
     };
-    ($x86:ident $name:ident) => {
-        pointer!(@simd "x86_64", $name)
-    };
+    ($beyond_v3:ident $name:ident) => {{
+        #[cfg(all(target_arch = "x86_64", feature = "beyond-v3"))]
+        let pointer = Some($name as KernelFn);
+        #[cfg(not(all(target_arch = "x86_64", feature = "beyond-v3")))]
+        let pointer = None;
+        pointer
+    }};
     (@simd $arch:literal, $name:ident) => {{
         #[cfg(target_arch = $arch)]
         let pointer = Some($name as KernelFn);
@@ -249,6 +270,16 @@ macro_rules! pointer {
         let pointer = None;
         pointer
     }};
+}
+
+/// The instruction set of a row. A fallback is a scalar kernel of an operation that vector kernels have too.
+macro_rules! isa {
+    (Fallback) => {
+        Isa::Scalar
+    };
+    ($isa:ident) => {
+        Isa::$isa
+    };
 }
 
 /// Inputs that lie together: 1 in a matrix kernel's panels unless the row says otherwise.
@@ -275,7 +306,7 @@ macro_rules! kernel_table {
         static KERNELS: &[KernelRow] = &[$($(KernelRow {
             name: stringify!($name),
             op: KernelOp::$op,
-            isa: Isa::$isa,
+            isa: isa!($isa),
             weight: WeightType::$weight,
             tile: Tile { mr: $mr, nr: $nr, kr: kr!($mr $($kr)?) },
             doc: $doc,
@@ -289,49 +320,49 @@ kernel_table! {
         Avx512 (12, 32) gemm_f32_f32_12x32_avx512 = gemm::gemm::<_, F32, 12, 2>;
         Avx2 (6, 16) gemm_f32_f32_6x16_avx2 = gemm::gemm::<_, F32, 6, 2>;
         Neon (8, 8) gemm_f32_f32_8x8_neon = gemm::gemm::<_, F32, 8, 2>;
-        Scalar (4, 8) gemm_f32_f32_4x8_scalar = gemm::gemm::<_, F32, 4, 8>;
+        Fallback (4, 8) gemm_f32_f32_4x8_scalar = gemm::gemm::<_, F32, 4, 8>;
     }
     Gemm F16 "c (+)= scale · a·wᵀ" {
         Avx512 (12, 32) gemm_f32_f16_12x32_avx512 = gemm::gemm::<_, F16, 12, 2>;
         Avx2 (6, 16) gemm_f32_f16_6x16_avx2 = gemm::gemm::<_, F16, 6, 2>;
         Neon (8, 8) gemm_f32_f16_8x8_neon = gemm::gemm::<_, F16, 8, 2>;
-        Scalar (4, 8) gemm_f32_f16_4x8_scalar = gemm::gemm::<_, F16, 4, 8>;
+        Fallback (4, 8) gemm_f32_f16_4x8_scalar = gemm::gemm::<_, F16, 4, 8>;
     }
     Gemv F32 "c (+)= scale · a·wᵀ, row by row" {
         Avx512 (1, 32) gemv_f32_f32_1x32_avx512 = gemm::gemv::<_, F32, 2>;
         Avx2 (1, 16) gemv_f32_f32_1x16_avx2 = gemm::gemv::<_, F32, 2>;
         Neon (1, 8) gemv_f32_f32_1x8_neon = gemm::gemv::<_, F32, 2>;
-        Scalar (1, 8) gemv_f32_f32_1x8_scalar = gemm::gemv::<_, F32, 8>;
+        Fallback (1, 8) gemv_f32_f32_1x8_scalar = gemm::gemv::<_, F32, 8>;
     }
     Gemv F16 "c (+)= scale · a·wᵀ, row by row" {
         Avx512 (1, 32) gemv_f32_f16_1x32_avx512 = gemm::gemv::<_, F16, 2>;
         Avx2 (1, 16) gemv_f32_f16_1x16_avx2 = gemm::gemv::<_, F16, 2>;
         Neon (1, 8) gemv_f32_f16_1x8_neon = gemm::gemv::<_, F16, 2>;
-        Scalar (1, 8) gemv_f32_f16_1x8_scalar = gemm::gemv::<_, F16, 8>;
+        Fallback (1, 8) gemv_f32_f16_1x8_scalar = gemm::gemv::<_, F16, 8>;
     }
     GemmSwiglu F32 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ)" {
         Avx512 (12, 32) gemm_swiglu_f32_f32_12x32_avx512 = gemm::gemm_swiglu::<_, F32, 12, 2>;
         Avx2 (6, 16) gemm_swiglu_f32_f32_6x16_avx2 = gemm::gemm_swiglu::<_, F32, 6, 2>;
         Neon (8, 8) gemm_swiglu_f32_f32_8x8_neon = gemm::gemm_swiglu::<_, F32, 8, 2>;
-        Scalar (4, 8) gemm_swiglu_f32_f32_4x8_scalar = gemm::gemm_swiglu::<_, F32, 4, 8>;
+        Fallback (4, 8) gemm_swiglu_f32_f32_4x8_scalar = gemm::gemm_swiglu::<_, F32, 4, 8>;
     }
     GemmSwiglu F16 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ)" {
         Avx512 (12, 32) gemm_swiglu_f32_f16_12x32_avx512 = gemm::gemm_swiglu::<_, F16, 12, 2>;
         Avx2 (6, 16) gemm_swiglu_f32_f16_6x16_avx2 = gemm::gemm_swiglu::<_, F16, 6, 2>;
         Neon (8, 8) gemm_swiglu_f32_f16_8x8_neon = gemm::gemm_swiglu::<_, F16, 8, 2>;
-        Scalar (4, 8) gemm_swiglu_f32_f16_4x8_scalar = gemm::gemm_swiglu::<_, F16, 4, 8>;
+        Fallback (4, 8) gemm_swiglu_f32_f16_4x8_scalar = gemm::gemm_swiglu::<_, F16, 4, 8>;
     }
     GemvSwiglu F32 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), row by row" {
         Avx512 (1, 32) gemv_swiglu_f32_f32_1x32_avx512 = gemm::gemv_swiglu::<_, F32, 2>;
         Avx2 (1, 16) gemv_swiglu_f32_f32_1x16_avx2 = gemm::gemv_swiglu::<_, F32, 2>;
         Neon (1, 8) gemv_swiglu_f32_f32_1x8_neon = gemm::gemv_swiglu::<_, F32, 2>;
-        Scalar (1, 8) gemv_swiglu_f32_f32_1x8_scalar = gemm::gemv_swiglu::<_, F32, 8>;
+        Fallback (1, 8) gemv_swiglu_f32_f32_1x8_scalar = gemm::gemv_swiglu::<_, F32, 8>;
     }
     GemvSwiglu F16 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), row by row" {
         Avx512 (1, 32) gemv_swiglu_f32_f16_1x32_avx512 = gemm::gemv_swiglu::<_, F16, 2>;
         Avx2 (1, 16) gemv_swiglu_f32_f16_1x16_avx2 = gemm::gemv_swiglu::<_, F16, 2>;
         Neon (1, 8) gemv_swiglu_f32_f16_1x8_neon = gemm::gemv_swiglu::<_, F16, 2>;
-        Scalar (1, 8) gemv_swiglu_f32_f16_1x8_scalar = gemm::gemv_swiglu::<_, F16, 8>;
+        Fallback (1, 8) gemv_swiglu_f32_f16_1x8_scalar = gemm::gemv_swiglu::<_, F16, 8>;
     }
     Gemm I8 "c (+)= scale · a·wᵀ, a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_i8_i8_12x32_avx512vnni = quant::gemm::<_, I8, 12, 2>;
@@ -340,7 +371,7 @@ kernel_table! {
         I8mm (8, 8, 8) gemm_i8_i8_8x8_i8mm = quant::gemm::<_, I8, 8, 2>;
         Dotprod (8, 8, 4) gemm_i8_i8_8x8_dotprod = quant::gemm::<_, I8, 8, 2>;
         Neon (4, 8, 16) gemm_i8_i8_4x8_neon = quant::gemm::<_, I8, 4, 2>;
-        Scalar (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
+        Fallback (4, 8, 4) gemm_i8_i8_4x8_scalar = quant::gemm::<_, I8, 4, 8>;
     }
     Gemm I4 "c (+)= scale · a·wᵀ, a and w quantized" {
         Avx512Vnni (6, 32, 4) gemm_i8_i4_6x32_avx512vnni = quant::gemm::<_, I4, 6, 2>;
@@ -349,7 +380,7 @@ kernel_table! {
         I8mm (8, 8, 8) gemm_i8_i4_8x8_i8mm = quant::gemm::<_, I4, 8, 2>;
         Dotprod (8, 8, 4) gemm_i8_i4_8x8_dotprod = quant::gemm::<_, I4, 8, 2>;
         Neon (4, 8, 16) gemm_i8_i4_4x8_neon = quant::gemm::<_, I4, 4, 2>;
-        Scalar (4, 8, 4) gemm_i8_i4_4x8_scalar = quant::gemm::<_, I4, 4, 8>;
+        Fallback (4, 8, 4) gemm_i8_i4_4x8_scalar = quant::gemm::<_, I4, 4, 8>;
     }
     Gemv I8 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_i8_i8_1x32_avx512vnni = quant::gemv::<_, I8, 2>;
@@ -358,7 +389,7 @@ kernel_table! {
         I8mm (1, 8, 8) gemv_i8_i8_1x8_i8mm = quant::gemv::<_, I8, 2>;
         Dotprod (1, 8, 4) gemv_i8_i8_1x8_dotprod = quant::gemv::<_, I8, 2>;
         Neon (1, 8, 16) gemv_i8_i8_1x8_neon = quant::gemv::<_, I8, 2>;
-        Scalar (1, 8, 4) gemv_i8_i8_1x8_scalar = quant::gemv::<_, I8, 8>;
+        Fallback (1, 8, 4) gemv_i8_i8_1x8_scalar = quant::gemv::<_, I8, 8>;
     }
     Gemv I4 "c (+)= scale · a·wᵀ, a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_i8_i4_1x32_avx512vnni = quant::gemv::<_, I4, 2>;
@@ -367,7 +398,7 @@ kernel_table! {
         I8mm (1, 8, 8) gemv_i8_i4_1x8_i8mm = quant::gemv::<_, I4, 2>;
         Dotprod (1, 8, 4) gemv_i8_i4_1x8_dotprod = quant::gemv::<_, I4, 2>;
         Neon (1, 8, 16) gemv_i8_i4_1x8_neon = quant::gemv::<_, I4, 2>;
-        Scalar (1, 8, 4) gemv_i8_i4_1x8_scalar = quant::gemv::<_, I4, 8>;
+        Fallback (1, 8, 4) gemv_i8_i4_1x8_scalar = quant::gemv::<_, I4, 8>;
     }
     GemmSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
         Avx512Vnni (12, 32, 4) gemm_swiglu_i8_i8_12x32_avx512vnni = quant::gemm_swiglu::<_, I8, 12, 2>;
@@ -376,7 +407,7 @@ kernel_table! {
         I8mm (8, 8, 8) gemm_swiglu_i8_i8_8x8_i8mm = quant::gemm_swiglu::<_, I8, 8, 2>;
         Dotprod (8, 8, 4) gemm_swiglu_i8_i8_8x8_dotprod = quant::gemm_swiglu::<_, I8, 8, 2>;
         Neon (4, 8, 16) gemm_swiglu_i8_i8_4x8_neon = quant::gemm_swiglu::<_, I8, 4, 2>;
-        Scalar (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
+        Fallback (4, 8, 4) gemm_swiglu_i8_i8_4x8_scalar = quant::gemm_swiglu::<_, I8, 4, 8>;
     }
     GemmSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized" {
         Avx512Vnni (6, 32, 4) gemm_swiglu_i8_i4_6x32_avx512vnni = quant::gemm_swiglu::<_, I4, 6, 2>;
@@ -385,7 +416,7 @@ kernel_table! {
         I8mm (8, 8, 8) gemm_swiglu_i8_i4_8x8_i8mm = quant::gemm_swiglu::<_, I4, 8, 2>;
         Dotprod (8, 8, 4) gemm_swiglu_i8_i4_8x8_dotprod = quant::gemm_swiglu::<_, I4, 8, 2>;
         Neon (4, 8, 16) gemm_swiglu_i8_i4_4x8_neon = quant::gemm_swiglu::<_, I4, 4, 2>;
-        Scalar (4, 8, 4) gemm_swiglu_i8_i4_4x8_scalar = quant::gemm_swiglu::<_, I4, 4, 8>;
+        Fallback (4, 8, 4) gemm_swiglu_i8_i4_4x8_scalar = quant::gemm_swiglu::<_, I4, 4, 8>;
     }
     GemvSwiglu I8 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i8_1x32_avx512vnni = quant::gemv_swiglu::<_, I8, 2>;
@@ -394,7 +425,7 @@ kernel_table! {
         I8mm (1, 8, 8) gemv_swiglu_i8_i8_1x8_i8mm = quant::gemv_swiglu::<_, I8, 2>;
         Dotprod (1, 8, 4) gemv_swiglu_i8_i8_1x8_dotprod = quant::gemv_swiglu::<_, I8, 2>;
         Neon (1, 8, 16) gemv_swiglu_i8_i8_1x8_neon = quant::gemv_swiglu::<_, I8, 2>;
-        Scalar (1, 8, 4) gemv_swiglu_i8_i8_1x8_scalar = quant::gemv_swiglu::<_, I8, 8>;
+        Fallback (1, 8, 4) gemv_swiglu_i8_i8_1x8_scalar = quant::gemv_swiglu::<_, I8, 8>;
     }
     GemvSwiglu I4 "c (+)= scale · silu(a·w_gateᵀ) ⊙ (a·w_upᵀ), a and w quantized, row by row" {
         Avx512Vnni (1, 32, 4) gemv_swiglu_i8_i4_1x32_avx512vnni = quant::gemv_swiglu::<_, I4, 2>;
@@ -403,55 +434,55 @@ kernel_table! {
         I8mm (1, 8, 8) gemv_swiglu_i8_i4_1x8_i8mm = quant::gemv_swiglu::<_, I4, 2>;
         Dotprod (1, 8, 4) gemv_swiglu_i8_i4_1x8_dotprod = quant::gemv_swiglu::<_, I4, 2>;
         Neon (1, 8, 16) gemv_swiglu_i8_i4_1x8_neon = quant::gemv_swiglu::<_, I4, 2>;
-        Scalar (1, 8, 4) gemv_swiglu_i8_i4_1x8_scalar = quant::gemv_swiglu::<_, I4, 8>;
+        Fallback (1, 8, 4) gemv_swiglu_i8_i4_1x8_scalar = quant::gemv_swiglu::<_, I4, 8>;
     }
     QuantizeRows None "q = round(x · 127 / amax), scale = amax / 127" {
         Avx512 (0, 0) quantize_rows_f32_avx512 = quant::quantize_rows;
         Avx2 (0, 0) quantize_rows_f32_avx2 = quant::quantize_rows;
         Neon (0, 0) quantize_rows_f32_neon = quant::quantize_rows;
-        Scalar (0, 0) quantize_rows_f32_scalar = quant::quantize_rows;
+        Fallback (0, 0) quantize_rows_f32_scalar = quant::quantize_rows;
     }
     RmsNorm None "y = x / sqrt(mean(x²) + eps) · w" {
         Avx512 (0, 0) rms_norm_f32_avx512 = rows::rms_norm;
         Avx2 (0, 0) rms_norm_f32_avx2 = rows::rms_norm;
         Neon (0, 0) rms_norm_f32_neon = rows::rms_norm;
-        Scalar (0, 0) rms_norm_f32_scalar = rows::rms_norm;
+        Fallback (0, 0) rms_norm_f32_scalar = rows::rms_norm;
     }
     Softmax None "y = exp(x − max x) / Σ exp(x − max x)" {
         Avx512 (0, 0) softmax_f32_avx512 = rows::softmax;
         Avx2 (0, 0) softmax_f32_avx2 = rows::softmax;
         Neon (0, 0) softmax_f32_neon = rows::softmax;
-        Scalar (0, 0) softmax_f32_scalar = rows::softmax;
+        Fallback (0, 0) softmax_f32_scalar = rows::softmax;
     }
     Silu None "y = x / (1 + exp(−x))" {
         Avx512 (0, 0) silu_f32_avx512 = rows::silu;
         Avx2 (0, 0) silu_f32_avx2 = rows::silu;
         Neon (0, 0) silu_f32_neon = rows::silu;
-        Scalar (0, 0) silu_f32_scalar = rows::silu;
+        Fallback (0, 0) silu_f32_scalar = rows::silu;
     }
     Gelu None "y = ½x·(1 + tanh(√(2/π)·(x + 0.044715x³)))" {
         Avx512 (0, 0) gelu_f32_avx512 = rows::gelu;
         Avx2 (0, 0) gelu_f32_avx2 = rows::gelu;
         Neon (0, 0) gelu_f32_neon = rows::gelu;
-        Scalar (0, 0) gelu_f32_scalar = rows::gelu;
+        Fallback (0, 0) gelu_f32_scalar = rows::gelu;
     }
     L2Normalize None "y = x / max(‖x‖₂, 1e-12)" {
         Avx512 (0, 0) l2_normalize_f32_avx512 = rows::l2_normalize;
         Avx2 (0, 0) l2_normalize_f32_avx2 = rows::l2_normalize;
         Neon (0, 0) l2_normalize_f32_neon = rows::l2_normalize;
-        Scalar (0, 0) l2_normalize_f32_scalar = rows::l2_normalize;
+        Fallback (0, 0) l2_normalize_f32_scalar = rows::l2_normalize;
     }
     SiluMul None "y = silu(gate) ⊙ up" {
         Avx512 (0, 0) silu_mul_f32_avx512 = rows::silu_mul;
         Avx2 (0, 0) silu_mul_f32_avx2 = rows::silu_mul;
         Neon (0, 0) silu_mul_f32_neon = rows::silu_mul;
-        Scalar (0, 0) silu_mul_f32_scalar = rows::silu_mul;
+        Fallback (0, 0) silu_mul_f32_scalar = rows::silu_mul;
     }
     Rope None "y = half rotation of every head of x by its position" {
         Avx512 (0, 0) rope_f32_avx512 = rows::rope;
         Avx2 (0, 0) rope_f32_avx2 = rows::rope;
         Neon (0, 0) rope_f32_neon = rows::rope;
-        Scalar (0, 0) rope_f32_scalar = rows::rope;
+        Fallback (0, 0) rope_f32_scalar = rows::rope;
     }
     CopyRows None "y = x, strided runs" {
         Scalar (0, 0) copy_rows_scalar = rows::copy_rows;
@@ -460,49 +491,49 @@ kernel_table! {
         Avx512 (0, 0) copy_rows_f32_f16_avx512 = rows::copy_rows_f16;
         Avx2 (0, 0) copy_rows_f32_f16_avx2 = rows::copy_rows_f16;
         Neon (0, 0) copy_rows_f32_f16_neon = rows::copy_rows_f16;
-        Scalar (0, 0) copy_rows_f32_f16_scalar = rows::copy_rows_f16;
+        Fallback (0, 0) copy_rows_f32_f16_scalar = rows::copy_rows_f16;
     }
     CopyRows I8 "y = x as codes and scale, strided runs" {
         Avx512 (0, 0) copy_rows_f32_i8_avx512 = rows::copy_rows_i8;
         Avx2 (0, 0) copy_rows_f32_i8_avx2 = rows::copy_rows_i8;
         Neon (0, 0) copy_rows_f32_i8_neon = rows::copy_rows_i8;
-        Scalar (0, 0) copy_rows_f32_i8_scalar = rows::copy_rows_i8;
+        Fallback (0, 0) copy_rows_f32_i8_scalar = rows::copy_rows_i8;
     }
     AttendRange None "y = softmax(scale · q·kᵀ)·v over a range of keys" {
         Avx512 (0, 0) attend_range_f32_avx512 = attend::attend_range::<_, F32, 8, 2>;
         Avx2 (0, 0) attend_range_f32_avx2 = attend::attend_range::<_, F32, 4, 2>;
         Neon (0, 0) attend_range_f32_neon = attend::attend_range::<_, F32, 8, 2>;
-        Scalar (0, 0) attend_range_f32_scalar = attend::attend_range::<_, F32, 4, 8>;
+        Fallback (0, 0) attend_range_f32_scalar = attend::attend_range::<_, F32, 4, 8>;
     }
     AttendRange F16 "y = softmax(scale · q·kᵀ)·v over a range of keys, cache in binary16" {
         Avx512 (0, 0) attend_range_f32_f16_avx512 = attend::attend_range::<_, F16, 8, 2>;
         Avx2 (0, 0) attend_range_f32_f16_avx2 = attend::attend_range::<_, F16, 4, 2>;
         Neon (0, 0) attend_range_f32_f16_neon = attend::attend_range::<_, F16, 8, 2>;
-        Scalar (0, 0) attend_range_f32_f16_scalar = attend::attend_range::<_, F16, 4, 8>;
+        Fallback (0, 0) attend_range_f32_f16_scalar = attend::attend_range::<_, F16, 4, 8>;
     }
     AttendRange I8 "y = softmax(scale · q·kᵀ)·v over a range of keys, cache in int8" {
         Avx512 (0, 0) attend_range_f32_i8_avx512 = attend::attend_range::<_, Codes, 8, 2>;
         Avx2 (0, 0) attend_range_f32_i8_avx2 = attend::attend_range::<_, Codes, 4, 2>;
         Neon (0, 0) attend_range_f32_i8_neon = attend::attend_range::<_, Codes, 8, 2>;
-        Scalar (0, 0) attend_range_f32_i8_scalar = attend::attend_range::<_, Codes, 4, 8>;
+        Fallback (0, 0) attend_range_f32_i8_scalar = attend::attend_range::<_, Codes, 4, 8>;
     }
     AttendClustered None "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster" {
         Avx512 (0, 0) attend_clustered_f32_avx512 = attend::attend_clustered::<_, F32, 8, 2>;
         Avx2 (0, 0) attend_clustered_f32_avx2 = attend::attend_clustered::<_, F32, 4, 2>;
         Neon (0, 0) attend_clustered_f32_neon = attend::attend_clustered::<_, F32, 8, 2>;
-        Scalar (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, F32, 4, 8>;
+        Fallback (0, 0) attend_clustered_f32_scalar = attend::attend_clustered::<_, F32, 4, 8>;
     }
     AttendClustered F16 "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster, cache in binary16" {
         Avx512 (0, 0) attend_clustered_f32_f16_avx512 = attend::attend_clustered::<_, F16, 8, 2>;
         Avx2 (0, 0) attend_clustered_f32_f16_avx2 = attend::attend_clustered::<_, F16, 4, 2>;
         Neon (0, 0) attend_clustered_f32_f16_neon = attend::attend_clustered::<_, F16, 8, 2>;
-        Scalar (0, 0) attend_clustered_f32_f16_scalar = attend::attend_clustered::<_, F16, 4, 8>;
+        Fallback (0, 0) attend_clustered_f32_f16_scalar = attend::attend_clustered::<_, F16, 4, 8>;
     }
     AttendClustered I8 "y = softmax(scale · q·kᵀ)·v over window, sinks and own cluster, cache in int8" {
         Avx512 (0, 0) attend_clustered_f32_i8_avx512 = attend::attend_clustered::<_, Codes, 8, 2>;
         Avx2 (0, 0) attend_clustered_f32_i8_avx2 = attend::attend_clustered::<_, Codes, 4, 2>;
         Neon (0, 0) attend_clustered_f32_i8_neon = attend::attend_clustered::<_, Codes, 8, 2>;
-        Scalar (0, 0) attend_clustered_f32_i8_scalar = attend::attend_clustered::<_, Codes, 4, 8>;
+        Fallback (0, 0) attend_clustered_f32_i8_scalar = attend::attend_clustered::<_, Codes, 4, 8>;
     }
     ClusterAppend None "previous[t] = last[cluster]; last[cluster] = t" {
         Scalar (0, 0) cluster_append_scalar = route::cluster_append;
@@ -511,7 +542,7 @@ kernel_table! {
         Avx512 (0, 0) route_scores_f32_avx512 = route::route_scores;
         Avx2 (0, 0) route_scores_f32_avx2 = route::route_scores;
         Neon (0, 0) route_scores_f32_neon = route::route_scores;
-        Scalar (0, 0) route_scores_f32_scalar = route::route_scores;
+        Fallback (0, 0) route_scores_f32_scalar = route::route_scores;
     }
     RouteCluster None "cluster = argmax a" {
         Scalar (0, 0) route_cluster_scalar = route::route_cluster;
@@ -538,7 +569,7 @@ kernel_table! {
         Avx512 (0, 0) route_memory_f32_avx512 = route::route_memory;
         Avx2 (0, 0) route_memory_f32_avx2 = route::route_memory;
         Neon (0, 0) route_memory_f32_neon = route::route_memory;
-        Scalar (0, 0) route_memory_f32_scalar = route::route_memory;
+        Fallback (0, 0) route_memory_f32_scalar = route::route_memory;
     }
     GatherRows None "y[i] = x[index[i]]" {
         Scalar (0, 0) gather_rows_scalar = rows::gather_rows;
@@ -547,7 +578,7 @@ kernel_table! {
         Avx512 (0, 0) scatter_add_f32_avx512 = rows::scatter_add;
         Avx2 (0, 0) scatter_add_f32_avx2 = rows::scatter_add;
         Neon (0, 0) scatter_add_f32_neon = rows::scatter_add;
-        Scalar (0, 0) scatter_add_f32_scalar = rows::scatter_add;
+        Fallback (0, 0) scatter_add_f32_scalar = rows::scatter_add;
     }
     EmbedRows F32 "y = table[id], row-major table" {
         Scalar (0, 0) embed_rows_f32_scalar = embed::embed_rows::<_, F32>;
@@ -556,7 +587,7 @@ kernel_table! {
         Avx512 (0, 0) embed_rows_f16_avx512 = embed::embed_rows::<_, F16>;
         Avx2 (0, 0) embed_rows_f16_avx2 = embed::embed_rows::<_, F16>;
         Neon (0, 0) embed_rows_f16_neon = embed::embed_rows::<_, F16>;
-        Scalar (0, 0) embed_rows_f16_scalar = embed::embed_rows::<_, F16>;
+        Fallback (0, 0) embed_rows_f16_scalar = embed::embed_rows::<_, F16>;
     }
     EmbedRows I8 "y = table[id] · scale, row-major table" {
         Scalar (0, 1, 4) embed_rows_i8_scalar = quant::embed_i8;
@@ -580,7 +611,7 @@ kernel_table! {
         Avx512 (0, 0) mean_rows_f32_avx512 = rows::mean_rows;
         Avx2 (0, 0) mean_rows_f32_avx2 = rows::mean_rows;
         Neon (0, 0) mean_rows_f32_neon = rows::mean_rows;
-        Scalar (0, 0) mean_rows_f32_scalar = rows::mean_rows;
+        Fallback (0, 0) mean_rows_f32_scalar = rows::mean_rows;
     }
 }
 

@@ -42,7 +42,7 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     }
     let triple = options.target.architecture.static_triple();
     let runner = match args.emit.as_str() {
-        "exe" if !args.dry_run => Some(runner::find_or_build(triple, ui.is_quiet())?),
+        "exe" if !args.dry_run => Some(runner::find_or_build(&options.target, ui.is_quiet())?),
         _ => None,
     };
     let planned = model::plan(model::load(&args.model)?, options, ui)?;

@@ -6,6 +6,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+
+use lapidary_target_cpu::CpuTarget;
 use std::time::Duration;
 
 use ndarray::Array1;
@@ -162,17 +164,19 @@ fn device_command() -> &'static Result<PathBuf, String> {
         if Command::new("qemu-aarch64").arg("--version").output().is_err() {
             return Err("no qemu-aarch64: apt-get install qemu-user".into());
         }
-        static_program("aarch64-unknown-linux-musl")
+        static_program("rpi4")
     })
 }
 
-/// The runner for a Rust target, built on first use; or why there is none.
-pub fn static_program(triple: &str) -> Result<PathBuf, String> {
+/// The runner for a compile target, built on first use; or why there is none.
+pub fn static_program(target: &str) -> Result<PathBuf, String> {
+    let target = CpuTarget::by_name(target).expect("a target of the table");
+    let triple = target.architecture.static_triple();
     let sysroot = run(Command::new("rustc").args(["--print", "sysroot"]))?;
     if !Path::new(sysroot.trim()).join("lib/rustlib").join(triple).is_dir() {
         return Err(format!("no Rust target {triple}: rustup target add {triple}"));
     }
-    let built = runner::find_or_build(triple, true);
+    let built = runner::find_or_build(&target, true);
     Ok(built.unwrap_or_else(|e| panic!("the command does not build for {triple}, which is no reason to skip: {e:#}")))
 }
 
