@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 use std::ptr::null;
-use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use lapidary_kernels::args::{GemmArgs, QGemmArgs, QuantizeRowsArgs};
@@ -47,18 +46,18 @@ enum Block {
 }
 
 impl Candidate {
-    /// Seconds of `calls` calls.
+    /// CPU seconds of `calls` calls: time that other programs take does not count.
     fn time(&self, calls: u32) -> f64 {
         let args = match &self.block {
             Block::Float(args) => std::ptr::from_ref(args).cast(),
             Block::Quantized(args) => std::ptr::from_ref(args).cast(),
         };
-        let start = Instant::now();
+        let start = thread_seconds();
         for _ in 0..calls {
             // SAFETY: the CPU has what the row requires, and the block describes the buffers that this value holds.
             unsafe { (self.function)(args) }
         }
-        start.elapsed().as_secs_f64()
+        thread_seconds() - start
     }
 
     /// Finds how many calls fill a round; warms up.
@@ -72,6 +71,14 @@ impl Candidate {
         self.seconds.sort_by(f64::total_cmp);
         self.seconds[self.seconds.len() / 2]
     }
+}
+
+/// CPU seconds that this thread has used.
+fn thread_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// Times the candidates and prints them.

@@ -254,10 +254,10 @@ unsafe fn block_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
         let mut sums = [[d.begin(None, offset(0)); V]; R];
         for i in 0..R {
             for v in 0..V {
-                let before = match before {
-                    Some(before) => Some(before[i][v]),
-                    None => None,
-                };
+                let before = before.map(
+                    #[inline(always)]
+                    |before| before[i][v],
+                );
                 sums[i][v] = d.begin(before, offset(i));
             }
         }
@@ -273,10 +273,10 @@ unsafe fn block_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
         let mut out = [[d.zero(); V]; R];
         for i in 0..R {
             for v in 0..V {
-                let before = match before {
-                    Some(before) => Some(before[i][v]),
-                    None => None,
-                };
+                let before = before.map(
+                    #[inline(always)]
+                    |before| before[i][v],
+                );
                 out[i][v] = d.end(before, offset(i), sums[i][v]);
             }
         }

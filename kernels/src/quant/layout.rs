@@ -258,9 +258,9 @@ impl QuantLayout {
                 if self.group == 0 {
                     panel[at] = (code as u8).wrapping_add(self.code_offset);
                 } else if high {
-                    panel[at] = panel[at] & 0x0f | (code + 8) as u8 * 16;
+                    panel[at] = (panel[at] & 0x0f) | ((code + 8) as u8 * 16);
                 } else {
-                    panel[at] = panel[at] & 0xf0 | (code + 8) as u8;
+                    panel[at] = (panel[at] & 0xf0) | (code + 8) as u8;
                 }
             }
         }
