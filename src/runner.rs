@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
-use lapidary_target_cpu::CpuTarget;
+use lapidary_target_cpu::{Architecture, CpuTarget};
 
 /// The workspace that this command was built from, if it is still there.
 const SOURCE: &str = env!("CARGO_MANIFEST_DIR");
@@ -62,9 +62,13 @@ fn build(target: &CpuTarget, triple: &str, quiet: bool) -> anyhow::Result<PathBu
     let mut cargo = tool(source, "CARGO", "cargo");
     cargo.args(["rustc", "--profile", PROFILE, "--no-default-features", "--bin", "lapidary", "--target", triple]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
-    let v3 = CpuTarget::by_name("x86-64-v3").context("the table of targets has no x86-64-v3")?;
-    if target.architecture == v3.architecture && !v3.features.contains(target.features) {
-        cargo.args(["--features", "beyond-v3"]);
+    let usual = match target.architecture {
+        Architecture::X86_64 => "x86-64-v3",
+        Architecture::Aarch64 => "rpi5",
+    };
+    let usual = CpuTarget::by_name(usual).with_context(|| format!("the table of targets has no {usual}"))?;
+    if !usual.features.contains(target.features) {
+        cargo.args(["--features", "newest-cpus"]);
     }
     if quiet {
         cargo.arg("--quiet");

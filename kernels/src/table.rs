@@ -200,23 +200,24 @@ macro_rules! compile {
         compile!(@simd "aarch64", Dotprod, "neon,dotprod", $name, $kernel);
     };
     (I8mm $name:ident $kernel:expr) => {
+        #[cfg(feature = "newest-cpus")]
         compile!(@simd "aarch64", I8mm, "neon,dotprod,i8mm", $name, $kernel);
     };
     (Avx2 $name:ident $kernel:expr) => {
         compile!(@simd "x86_64", Avx2, "avx,avx2,fma,f16c", $name, $kernel);
     };
     (Avx512 $name:ident $kernel:expr) => {
-        #[cfg(feature = "beyond-v3")]
+        #[cfg(feature = "newest-cpus")]
         compile!(
             @simd "x86_64", Avx512, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl", $name, $kernel
         );
     };
     (AvxVnni $name:ident $kernel:expr) => {
-        #[cfg(feature = "beyond-v3")]
+        #[cfg(feature = "newest-cpus")]
         compile!(@simd "x86_64", AvxVnni, "avx,avx2,fma,f16c,avxvnni", $name, $kernel);
     };
     (Avx512Vnni $name:ident $kernel:expr) => {
-        #[cfg(feature = "beyond-v3")]
+        #[cfg(feature = "newest-cpus")]
         compile!(
             @simd "x86_64", Avx512Vnni, "avx,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", $name, $kernel
         );
@@ -253,13 +254,17 @@ macro_rules! pointer {
     (Dotprod $name:ident) => {
         pointer!(@simd "aarch64", $name)
     };
-    (I8mm $name:ident) => {
-        pointer!(@simd "aarch64", $name)
-    };
-    ($beyond_v3:ident $name:ident) => {{
-        #[cfg(all(target_arch = "x86_64", feature = "beyond-v3"))]
+    (I8mm $name:ident) => {{
+        #[cfg(all(target_arch = "aarch64", feature = "newest-cpus"))]
         let pointer = Some($name as KernelFn);
-        #[cfg(not(all(target_arch = "x86_64", feature = "beyond-v3")))]
+        #[cfg(not(all(target_arch = "aarch64", feature = "newest-cpus")))]
+        let pointer = None;
+        pointer
+    }};
+    ($newest:ident $name:ident) => {{
+        #[cfg(all(target_arch = "x86_64", feature = "newest-cpus"))]
+        let pointer = Some($name as KernelFn);
+        #[cfg(not(all(target_arch = "x86_64", feature = "newest-cpus")))]
         let pointer = None;
         pointer
     }};
