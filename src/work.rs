@@ -33,9 +33,18 @@ struct Key {
 }
 
 impl Key {
-    fn new(head_dim: u64, group: u64) -> Self {
-        Key { bytes: 2 * 4 * head_dim, multiply_adds: 2 * group * head_dim }
+    /// Of a head of `head_dim` elements that `group` query heads share; `row_bytes` of a cached row.
+    fn new(head_dim: u64, group: u64, row_bytes: u64) -> Self {
+        Key { bytes: 2 * row_bytes, multiply_adds: 2 * group * head_dim }
     }
+}
+
+/// Bytes of a row of one head in the caches of keys whose names begin so; f32 where nothing is kept between calls.
+fn cached_row_bytes(artifact: &Artifact<'_>, name: &str, heads: u64, head_dim: u64) -> u64 {
+    let rows = u64::from(artifact.manifest().max_tokens) * heads;
+    let caches = artifact.state_buffers();
+    let cache = caches.iter().find(|b| b.name.starts_with(name) && b.name.ends_with(".keys"));
+    cache.and_then(|b| b.bytes.checked_div(rows)).unwrap_or(4 * head_dim)
 }
 
 /// Work of some calls.
@@ -79,14 +88,19 @@ impl Sizes {
         let number = |key: &str| config[key].as_u64().unwrap_or(0);
         let head_dim = number("head_dim");
         let group = number("num_attention_heads").checked_div(number("num_key_value_heads")).unwrap_or(0);
-        let model = Key::new(head_dim, group);
+        let kv_heads = number("num_key_value_heads");
+        let model = Key::new(head_dim, group, cached_row_bytes(artifact, "layers.", kv_heads, head_dim));
         let router = &config["token_router"];
         let router_dim = match (router["hidden_size"].as_u64(), router["num_heads"].as_u64()) {
             (Some(hidden), Some(heads)) => hidden.checked_div(heads),
             _ => None,
         };
+        let router_key = |dim| {
+            let heads = router["num_heads"].as_u64().unwrap_or(0);
+            Key::new(dim, 1, cached_row_bytes(artifact, "token_router.", heads, dim))
+        };
         sizes.clustered_key = model;
-        sizes.range_key = match router_dim.map(|dim| Key::new(dim, 1)) {
+        sizes.range_key = match router_dim.map(router_key) {
             Some(router) if config["attention"]["kind"] == "clustered" || router.bytes < model.bytes => router,
             Some(_) | None => model,
         };
