@@ -15,7 +15,7 @@ use lapidary_compiler::interp::{Data, Interpreter, Outputs};
 use lapidary_compiler::ir::{Graph, NoSource, Op, WeightReader, parse};
 use lapidary_compiler::ops::OPS;
 use lapidary_compiler::plan::{plan_memory, why_whole_sequence};
-use lapidary_runtime::{Model, Session, TensorData, ThreadPool};
+use lapidary_runtime::{Model, ParallelFor, Session, TensorData, ThreadPool};
 use lapidary_target_cpu::{About, CpuTarget, lower};
 use libtest_mimic::{Arguments, Failed, Trial};
 use ndarray::{Array1, Array2};
@@ -327,7 +327,38 @@ fn is_close(name: &str, wanted: &[f32], found: &[f32]) -> Result<(), Failed> {
 fn runs_natively(case: &Case, target: &'static Target) -> Result<(), Failed> {
     let compiled = compile(&case.text, target.name)?;
     let model = Arc::new(Model::open(&compiled.artifact)?);
-    let mut session = Session::new(model, Arc::new(ThreadPool::new(2)?))?;
+    let threads: [Arc<dyn ParallelFor + Send>; 3] = [
+        Arc::new(ThreadPool::new(2)?),
+        Arc::new(OneByOne { backwards: false }),
+        Arc::new(OneByOne { backwards: true }),
+    ];
+    for threads in threads {
+        let mut session = Session::new(Arc::clone(&model), threads)?;
+        runs(&compiled, &mut session)?;
+    }
+    Ok(())
+}
+
+/// The worst that threads may do: every unit alone, all steps of one before any of the next.
+struct OneByOne {
+    backwards: bool,
+}
+
+// SAFETY: each unit once, and all have returned when `run` does.
+unsafe impl ParallelFor for OneByOne {
+    fn run(&self, units: u64, task: &(dyn Fn(u64, u64) + Sync)) {
+        for i in 0..units {
+            let unit = if self.backwards { units - 1 - i } else { i };
+            task(unit, unit + 1);
+        }
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+}
+
+fn runs(compiled: &Compiled, session: &mut Session) -> Result<(), Failed> {
     for length in LENGTHS {
         let ids = ids(*length);
         let wanted = interpret(&compiled.graph, &ids)?;
@@ -341,7 +372,7 @@ fn runs_natively(case: &Case, target: &'static Target) -> Result<(), Failed> {
             is_close(&tensor.name, &floats(&wanted.data), &found).map_err(|e| at(*length, "prefill", e))?;
         }
         if compiled.graph.info.why_no_decode.is_none() {
-            decodes(&mut session, &ids, &wanted).map_err(|e| at(*length, "decode", e))?;
+            decodes(session, &ids, &wanted).map_err(|e| at(*length, "decode", e))?;
         }
     }
     Ok(())

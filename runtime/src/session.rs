@@ -12,7 +12,7 @@ use std::{
 use lapidary_format::{Dtype, Head, ManifestFlags, Port, abi::Counter};
 use thiserror::Error;
 
-use crate::{Call, Executor, LoadError, Model, Observer, RunError, ShortText, ThreadPool, View, mapping::Pages};
+use crate::{Call, Executor, LoadError, Model, Observer, ParallelFor, RunError, ShortText, View, mapping::Pages};
 
 /// Why a session cannot begin.
 #[derive(Debug, Error)]
@@ -44,13 +44,15 @@ pub struct Session {
     executor: Executor<'static>,
     _arena: Pages,
     _state: Pages,
-    _pool: Arc<ThreadPool>,
+    _parallel: Arc<dyn ParallelFor + Send>,
     model: Arc<Model>,
 }
 
 impl Session {
     /// Begins a sequence. Memory is taken from the operating system as it is touched.
-    pub fn new(model: Arc<Model>, pool: Arc<ThreadPool>) -> Result<Self, SessionError> {
+    ///
+    /// `parallel` brings the threads: a [`ThreadPool`](crate::ThreadPool), or what else there is.
+    pub fn new(model: Arc<Model>, parallel: Arc<dyn ParallelFor + Send>) -> Result<Self, SessionError> {
         let plan = *model.artifact().plan();
         let pages = |what, wanted| {
             Pages::new(wanted).map_err(|source| SessionError::Memory {
@@ -62,18 +64,18 @@ impl Session {
         };
         let mut arena = pages("arena", plan.arena_bytes)?;
         let mut state = pages("state", plan.state_bytes)?;
-        let threads: *const ThreadPool = Arc::as_ptr(&pool);
+        let threads: *const (dyn ParallelFor + Send) = Arc::as_ptr(&parallel);
         // SAFETY: the executor below lives beside the model, in this structure, and is dropped first.
         let (program, code) = unsafe { model.parts() };
         // SAFETY: likewise, and each is called once.
         let (arena_bytes, state_bytes) = unsafe { (arena.bytes(), state.bytes()) };
         // SAFETY: likewise; an `Arc` keeps its contents at their address.
-        let threads: &'static ThreadPool = unsafe { &*threads };
+        let threads: &'static dyn ParallelFor = unsafe { &*threads };
         Ok(Self {
             executor: Executor::new(program, code, arena_bytes, state_bytes, threads)?,
             _arena: arena,
             _state: state,
-            _pool: pool,
+            _parallel: parallel,
             model,
         })
     }

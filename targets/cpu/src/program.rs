@@ -114,7 +114,7 @@ impl Compiler<'_> {
         let entry = lowering.entry;
         let mut calls: Vec<(FunctionId, Units)> = Vec::new();
         let mut profiled: Vec<(FunctionId, Units, u32)> = Vec::new();
-        for (at, group) in join(lowering.steps()?).into_iter().enumerate() {
+        for (at, group) in lowering.join(lowering.steps()?).into_iter().enumerate() {
             let units = group[0].units;
             let joined = group.len() > 1;
             let mut members = Vec::new();
@@ -221,19 +221,6 @@ fn target_of(function: &Function, name: &ExternalName) -> Option<u32> {
         ExternalName::User(name) => Some(function.params.user_named_funcs()[*name].index),
         ExternalName::TestCase(_) | ExternalName::LibCall(_) | ExternalName::KnownSymbol(_) => None,
     }
-}
-
-/// Neighbouring steps over the same rows belong together: row r of each needs only row r of the ones before.
-fn join(steps: Vec<Step<'_>>) -> Vec<Vec<Step<'_>>> {
-    let mut groups: Vec<Vec<Step<'_>>> = Vec::new();
-    for step in steps {
-        let joins = matches!(step.units, Units::Rows(_)) && groups.last().is_some_and(|g| g[0].units == step.units);
-        match groups.last_mut() {
-            Some(group) if joins => group.push(step),
-            Some(_) | None => groups.push(vec![step]),
-        }
-    }
-    groups
 }
 
 /// Cranelift's view of the target.

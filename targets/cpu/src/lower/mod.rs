@@ -7,6 +7,7 @@ mod attention;
 mod dense;
 mod expert;
 mod gemm;
+mod join;
 mod quantize;
 mod route;
 
