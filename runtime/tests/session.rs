@@ -109,7 +109,7 @@ fn sessions_share_a_model_and_a_pool() {
     let pool = Arc::new(ThreadPool::new(3).unwrap());
     let runs: Vec<_> = (0..4)
         .map(|run| {
-            let mut s = Session::new(Arc::clone(&model), Arc::clone(&pool)).unwrap();
+            let mut s = Session::new(Arc::clone(&model), pool.clone()).unwrap();
             thread::spawn(move || {
                 for round in 0..50 {
                     let ids: Vec<u32> = (0..40).map(|i| (i * run + round) % VOCAB).collect();
