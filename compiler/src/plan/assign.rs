@@ -237,9 +237,14 @@ impl<'g> Assigner<'g> {
 
     fn finish(self, max_tokens: u64, scratch: Vec<(NodeId, Request, Option<usize>)>) -> Result<Plan, PlanError> {
         for output in &self.graph.outputs {
+            let wrong = |message: &str| {
+                Err(PlanError::Unplaceable { node: format!("output {}", output.name), message: message.into() })
+            };
+            if self.columns(output.value).is_none() {
+                return wrong("an output wants a value in the arena, found a graph input");
+            }
             if !self.is_dense(output.value) {
-                let message = "an output wants rows without gaps, found a view".into();
-                return Err(PlanError::Unplaceable { node: format!("output {}", output.name), message });
+                return wrong("an output wants rows without gaps, found a view");
             }
         }
         let interval = |d: &Draft| Interval { bytes: d.bytes, first: d.first, last: d.last };
