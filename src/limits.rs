@@ -15,6 +15,8 @@ use memmap2::MmapMut;
 pub struct Limits {
     /// f32 multiply-adds per second.
     pub multiply_adds_per_s: f64,
+    /// int8 multiply-adds per second.
+    pub int8_multiply_adds_per_s: f64,
     /// Bytes read per second from a buffer far larger than the caches of a small machine.
     pub bytes_per_s: f64,
 }
@@ -27,7 +29,7 @@ const ITERATIONS: u64 = 20_000_000;
 /// Iterations of the int8 loops: some milliseconds.
 const INT8_ITERATIONS: u64 = 500_000;
 
-/// Measures both; the best of five rounds, since the machine may be shared.
+/// Measures all three; the best of five rounds, since the machine may be shared.
 pub fn measure(threads: usize) -> anyhow::Result<Limits> {
     let per_second = |work: &(dyn Fn() -> u64 + Sync)| (0..5).map(|_| together(threads, work)).fold(0.0, f64::max);
     let multiply_adds_per_s = per_second(&|| limits::multiply_adds(ITERATIONS));
@@ -42,19 +44,20 @@ pub fn measure(threads: usize) -> anyhow::Result<Limits> {
         std::hint::black_box(limits::read(&buffer));
         BUFFER_BYTES as u64
     });
-    Ok(Limits { multiply_adds_per_s, bytes_per_s })
+    Ok(Limits { multiply_adds_per_s, int8_multiply_adds_per_s: int8_multiply_adds_per_s(threads), bytes_per_s })
 }
 
-/// int8 multiply-adds per second of one thread, by the best way that this machine has; the best of five rounds.
-pub fn int8_multiply_adds_per_s() -> f64 {
+/// int8 multiply-adds per second of that many threads together, by the best way that this machine has; the best of five
+/// rounds.
+pub fn int8_multiply_adds_per_s(threads: usize) -> f64 {
     let features = Host::detect().features();
     let ways = Isa::ALL.iter().filter_map(|&isa| limits::int8_multiply_adds(isa, &features));
     ways.flat_map(|run| {
         (0..5).map(move |_| {
-            let start = Instant::now();
-            // SAFETY: the features are this machine's.
-            let done = unsafe { run(INT8_ITERATIONS) };
-            done as f64 / start.elapsed().as_secs_f64()
+            together(threads, &|| {
+                // SAFETY: the features are this machine's.
+                unsafe { run(INT8_ITERATIONS) }
+            })
         })
     })
     .fold(0.0, f64::max)

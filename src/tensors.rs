@@ -15,8 +15,8 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use crate::npy;
 
-/// Largest file of ids: 16 Mi of them.
-const MAX_FILE_BYTES: u64 = 128 << 20;
+/// Largest file of ids: 8 Mi of them.
+const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// One sequence of token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! How much work a call really did, from the artifact's tables and the work counters: what its time is held against.
 
-use lapidary_format::{Artifact, Packing, abi::Counter};
+use lapidary_format::{Artifact, Dtype, Packing, Tensor, abi::Counter};
 use lapidary_runtime::Session;
 
 /// Sizes that do not depend on routing.
@@ -9,18 +9,38 @@ pub struct Sizes {
     /// Bytes of weights that every call reads.
     dense_bytes: u64,
     /// Weights that every token is multiplied with.
-    dense_elems: u64,
+    dense: Elems,
     /// Weights of the head: only rows that go through it.
-    head_elems: u64,
+    head: Elems,
     /// Bytes of one module.
     module_bytes: u64,
     /// Weights of one module.
-    module_elems: u64,
+    module: Elems,
     /// A key of clustered attention.
     clustered_key: Key,
     /// A key of range attention: the token router's; where the model attends so too, the smaller of both, which
     /// flatters nobody.
     range_key: Key,
+}
+
+/// Numbers of weights, by how they are multiplied.
+#[derive(Clone, Copy, Debug, Default)]
+struct Elems {
+    float: u64,
+    /// Codes, with the codes of quantized rows.
+    integer: u64,
+}
+
+impl Elems {
+    fn add(&mut self, tensor: &Tensor<'_>) {
+        let elems = tensor.rows * tensor.cols;
+        match tensor.dtype {
+            Dtype::I8 | Dtype::I4 => self.integer += elems,
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::U8 | Dtype::U32 | Dtype::I32 | Dtype::I64 => {
+                self.float += elems;
+            }
+        }
+    }
 }
 
 /// What one key costs.
@@ -52,8 +72,10 @@ fn cached_row_bytes(artifact: &Artifact<'_>, name: &str, heads: u64, head_dim: u
 pub struct Work {
     /// Bytes of weights, keys and values read.
     pub bytes: u64,
-    /// Multiply-adds.
-    pub multiply_adds: u64,
+    /// Multiply-adds of floats.
+    pub float_multiply_adds: u64,
+    /// Multiply-adds of int8 and int4 codes.
+    pub integer_multiply_adds: u64,
 }
 
 impl Sizes {
@@ -62,7 +84,6 @@ impl Sizes {
         let mut sizes = Sizes::default();
         let tied = !artifact.tensors().iter().any(|t| t.component == "head" && t.packing == Packing::Panels);
         for tensor in artifact.tensors().iter() {
-            let elems = tensor.rows * tensor.cols;
             let is_table = tensor.component == "embedding" && (tensor.packing == Packing::RowMajor || !tied);
             match tensor.component {
                 // Rope tables and embeddings: a row per token.
@@ -70,19 +91,19 @@ impl Sizes {
                 "embedding" if is_table => {}
                 "embedding" | "head" => {
                     sizes.dense_bytes += tensor.bytes;
-                    sizes.head_elems += elems;
+                    sizes.head.add(&tensor);
                 }
                 _ if tensor.name.contains("token_router.embed") => {}
                 _ => {
                     sizes.dense_bytes += tensor.bytes;
-                    sizes.dense_elems += elems;
+                    sizes.dense.add(&tensor);
                 }
             }
         }
         if let Some(extent) = artifact.extents().iter().next() {
             sizes.module_bytes = extent.bytes;
             let inside = |offset: u64| offset >= extent.offset && offset < extent.offset + extent.bytes;
-            sizes.module_elems = artifact.tensors().iter().filter(|t| inside(t.offset)).map(|t| t.rows * t.cols).sum();
+            artifact.tensors().iter().filter(|t| inside(t.offset)).for_each(|t| sizes.module.add(&t));
         }
         let config: serde_json::Value = serde_json::from_str(artifact.manifest().source_config).unwrap_or_default();
         let number = |key: &str| config[key].as_u64().unwrap_or(0);
@@ -117,10 +138,14 @@ impl Sizes {
         let bytes = calls * self.dense_bytes
             + session.counter(Counter::ModulesRead) * self.module_bytes
             + keys.iter().map(|(n, key)| n * key.bytes).sum::<u64>();
-        let multiply_adds = tokens * self.dense_elems
-            + calls * self.head_elems
-            + session.counter(Counter::RowsRouted) * self.module_elems
-            + keys.iter().map(|(n, key)| n * key.multiply_adds).sum::<u64>();
-        Work { bytes, multiply_adds }
+        let rows = session.counter(Counter::RowsRouted);
+        let weights =
+            |of: fn(&Elems) -> u64| tokens * of(&self.dense) + calls * of(&self.head) + rows * of(&self.module);
+        let attention: u64 = keys.iter().map(|(n, key)| n * key.multiply_adds).sum();
+        Work {
+            bytes,
+            float_multiply_adds: weights(|elems| elems.float) + attention,
+            integer_multiply_adds: weights(|elems| elems.integer),
+        }
     }
 }

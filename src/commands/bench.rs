@@ -84,7 +84,8 @@ impl Case {
             let work = self.sizes.work(&self.session, calls, self.tokens as u64);
             self.seconds.push(seconds);
             self.work.bytes += work.bytes;
-            self.work.multiply_adds += work.multiply_adds;
+            self.work.float_multiply_adds += work.float_multiply_adds;
+            self.work.integer_multiply_adds += work.integer_multiply_adds;
         }
         Ok(())
     }
@@ -101,8 +102,13 @@ impl Case {
     fn limit_seconds(&self) -> f64 {
         let reps = self.seconds.len().max(1) as f64;
         let read = self.work.bytes as f64 / reps / self.limits.bytes_per_s;
-        let multiply = self.work.multiply_adds as f64 / reps / self.limits.multiply_adds_per_s;
-        read.max(multiply)
+        let floats = self.work.float_multiply_adds as f64 / reps / self.limits.multiply_adds_per_s;
+        let integers = self.work.integer_multiply_adds as f64 / reps / self.limits.int8_multiply_adds_per_s;
+        read.max(floats + integers)
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.work.float_multiply_adds + self.work.integer_multiply_adds
     }
 }
 
@@ -260,10 +266,11 @@ fn print_text(cases: &[Case]) {
     println!("{}", table(&header, rows));
     for case in cases.iter().filter(|c| c.tokens == cases[0].tokens && c.artifact == cases[0].artifact) {
         println!(
-            "limits of {} thread{}: {:.1} GFLOP/s f32, {:.1} GB/s read",
+            "limits of {} thread{}: {:.1} GFLOP/s f32, {:.1} GOP/s int8, {:.1} GB/s read",
             case.threads,
             if case.threads == 1 { "" } else { "s" },
             2e-9 * case.limits.multiply_adds_per_s,
+            2e-9 * case.limits.int8_multiply_adds_per_s,
             1e-9 * case.limits.bytes_per_s
         );
     }
@@ -288,10 +295,11 @@ fn print_json(cases: &[Case]) {
                 "p99_ms": quantile(&ms, 0.99),
                 "peak_rss_bytes": peak_rss_bytes(),
                 "bytes_per_token": case.work.bytes / ms.len() as u64 / case.tokens as u64,
-                "multiply_adds_per_token": case.work.multiply_adds / ms.len() as u64 / case.tokens as u64,
+                "multiply_adds_per_token": case.multiply_adds() / ms.len() as u64 / case.tokens as u64,
                 "limit_ratio": median / 1e3 / case.limit_seconds(),
                 "limit_bytes_per_s": case.limits.bytes_per_s,
                 "limit_multiply_adds_per_s": case.limits.multiply_adds_per_s,
+                "limit_int8_multiply_adds_per_s": case.limits.int8_multiply_adds_per_s,
             })
         })
         .collect();

@@ -103,7 +103,7 @@ pub fn run(args: &KernelsBenchArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let limits = limits::measure(1)?;
-    let int8 = limits::int8_multiply_adds_per_s();
+    let int8 = limits::int8_multiply_adds_per_s(1);
     let multiply_adds = (product.m * product.k * product.n) as f64;
     let mut results: Vec<_> = candidates
         .iter_mut()
