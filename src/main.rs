@@ -19,16 +19,24 @@ mod cli;
 mod commands;
 #[cfg(feature = "compiler")]
 mod difference;
+#[cfg(feature = "compiler")]
+mod divergence;
 mod engine;
 mod executable;
 mod failure;
 mod limits;
+#[cfg(feature = "compiler")]
+mod lockstep;
 mod memory_picture;
 #[cfg(feature = "compiler")]
 mod model;
 mod npy;
+#[cfg(feature = "compiler")]
+mod oracle;
 #[cfg(feature = "profile")]
 mod profile;
+#[cfg(feature = "compiler")]
+mod quantized;
 #[cfg(feature = "compiler")]
 mod reference;
 mod routing;

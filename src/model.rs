@@ -190,6 +190,7 @@ impl Planned {
         };
         let about = About {
             quantization: self.options.recipe.name.clone(),
+            recipe: self.options.recipe.to_toml(&[]),
             tokenizer: self.model.tokenizer.clone(),
             end_token,
             bytes_touched_per_token: work.weight_bytes.max + work.kv_bytes,

@@ -20,7 +20,7 @@ use lapidary_target_cpu::{About, CpuTarget, lower};
 use libtest_mimic::{Arguments, Failed, Trial};
 use ndarray::{Array1, Array2};
 use ndarray_npy::NpzWriter;
-use support::{TARGETS, Target, full};
+use support::{Reference, TARGETS, Target, full};
 
 const VOCAB: u32 = 61;
 const MAX_TOKENS: u64 = 40;
@@ -427,7 +427,7 @@ fn runs_emulated(case: &Case, target: &'static Target) -> Result<(), Failed> {
     npz.finish()?;
     let tolerance = TOLERANCE.to_string();
     let artifact: &Path = compiled.artifact.as_ref();
-    target.compare(artifact, reference.path(), &["--atol", &tolerance, "--rtol", &tolerance])?;
+    target.compare(artifact, Reference::File(reference.path()), &["--atol", &tolerance, "--rtol", &tolerance])?;
     Ok(())
 }
 

@@ -1,15 +1,16 @@
-//! Whole models on every target against PyTorch's saved outputs: logits, domains, module sets, gates, greedy continuations.
+//! Whole models on every target: against PyTorch's saved outputs (logits, domains, module sets, gates, greedy continuations), and in
+//! recipes of integers against the reference interpreter, natively node by node.
 //!
 //! Every model of tests/models is compiled for a target, run natively or under qemu-user, and compared by the command itself. A
 //! plain `cargo test` takes all models on this machine's own target and one each on the others; `LAPIDARY_TEST=full` takes all on
-//! all. Tolerances are those of `lapidary compare`: 1e-3 on logits for f32 arithmetic.
+//! all. Tolerances are those of `lapidary compare`: 1e-3 on logits for f32 arithmetic; docs/quantization.md has those of integers.
 
 mod support;
 
 use std::path::Path;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::{TARGETS, Target, full, lapidary, models, run};
+use support::{Reference, TARGETS, Target, full, lapidary, models, run};
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -24,14 +25,18 @@ fn main() {
             let name = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let skipped = why_not.as_ref().map(|why| format!(" (skipped: {why})")).unwrap_or_default();
             let recipes: &[&str] = match (model.ends_with("gem-mini"), target.name) {
-                (true, "native") => &["none", "fp32", "fp16"],
+                (true, "native") if full() => &["none", "fp32", "fp16", "hybrid", "int8", "int4"],
+                (true, "native") => &["none", "fp32", "fp16", "hybrid"],
                 // All 64 prompts take a minute under emulation: one recipe for each core.
                 (true, "rpi4") => &["fp32"],
-                (true, _) | (false, _) => &["none"],
+                (true, "rpi5") => &["hybrid"],
+                (true, _) => &["none", "hybrid"],
+                (false, _) if full() => &["none", "hybrid", "int8", "int4"],
+                (false, _) => [&["none", "hybrid"], &["none", "int8"], &["none", "int4"]][i % 3],
             };
             for recipe in recipes {
                 let model = model.clone();
-                let test = move || compiled_equals_pytorch(&model, target, recipe);
+                let test = move || compiled_computes_the_model(&model, target, recipe);
                 let name = format!("{}::{name}-{recipe}{skipped}", target.name);
                 trials.push(Trial::test(name, test).with_ignored_flag(why_not.is_some()));
             }
@@ -40,7 +45,7 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-fn compiled_equals_pytorch(model: &Path, target: &Target, recipe: &str) -> Result<(), Failed> {
+fn compiled_computes_the_model(model: &Path, target: &Target, recipe: &str) -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let artifact = folder.path().join("model.lapis");
     run(lapidary()
@@ -49,10 +54,10 @@ fn compiled_equals_pytorch(model: &Path, target: &Target, recipe: &str) -> Resul
         .arg(model)
         .args(["--target", target.name, "--quant", recipe, "-o"])
         .arg(&artifact))?;
-    let reference = model.join("reference.npz");
     // The executables' own suite generates from all prompts under emulation.
     let emulated_mini = target.cpu.is_some() && model.ends_with("gem-mini");
-    let compared = target.compare(&artifact, &reference, if emulated_mini { &["--no-greedy"] } else { &[] })?;
+    let compared =
+        target.compare(&artifact, Reference::Model(model), if emulated_mini { &["--no-greedy"] } else { &[] })?;
     if compared.contains("near ties") && !model.ends_with("gem-mini") {
         return Err(format!("random models are drawn without near ties\n{compared}").into());
     }

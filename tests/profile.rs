@@ -120,11 +120,11 @@ fn plain_calls_tell_an_observer_nothing() {
     #[derive(Default)]
     struct Calls(Mutex<Vec<&'static str>>);
     impl Observer for Calls {
-        fn begin_call(&self) {
+        fn begin_call(&self, _: u64, _: u64) {
             self.0.lock().unwrap().push("call");
         }
         fn begin_part(&self) {}
-        fn end_step(&self, _: u64) {
+        fn end_step(&self, _: u64, _: &[u8]) {
             self.0.lock().unwrap().push("step");
         }
         fn end_module(&self, _: u64, _: u64) {}

@@ -21,14 +21,14 @@ use crate::{
 ///
 /// Methods are called from generated code and must not unwind; those that panic end the process.
 pub trait Observer: Sync {
-    /// A call begins.
-    fn begin_call(&self);
+    /// A call of so many tokens begins, of which the last `output_rows` go through the head.
+    fn begin_call(&self, tokens: u64, output_rows: u64);
 
     /// The current thread begins a part of a step.
     fn begin_part(&self);
 
-    /// The call has ended a step: a record of the artifact's step table.
-    fn end_step(&self, step: u64);
+    /// The call has ended a step: a record of the artifact's step table. `arena` is as the step left it.
+    fn end_step(&self, step: u64, arena: &[u8]);
 
     /// The current thread has ended a module's share of its part of a step.
     fn end_module(&self, step: u64, module: u64);
@@ -201,7 +201,7 @@ impl<'a> Executor<'a> {
         observer: Option<&dyn Observer>,
     ) {
         let tokens = ids.len() as u64;
-        let link = Link { parallel: self.parallel, observer };
+        let link = Link { parallel: self.parallel, observer, arena_bytes: self.arena.len };
         let context = ExecContext {
             weights: self.program.artifact().weights().as_ptr(),
             arena: self.arena.base.as_ptr(),
@@ -218,7 +218,7 @@ impl<'a> Executor<'a> {
             runtime: (&raw const link).cast_mut().cast::<c_void>(),
         };
         if let Some(observer) = observer {
-            observer.begin_call();
+            observer.begin_call(tokens, output_rows);
         }
         // SAFETY: the offset lies in the code section (the format's check), the image holds that section
         // (`CodeImage::new`), and it was compiled for this ABI and these CPU features (`Program::load`).
@@ -315,6 +315,7 @@ impl core::fmt::Debug for Executor<'_> {
 struct Link<'l> {
     parallel: &'l dyn ParallelFor,
     observer: Option<&'l dyn Observer>,
+    arena_bytes: usize,
 }
 
 /// Carries the context to other threads.
@@ -348,7 +349,11 @@ unsafe extern "C" fn mark(context: *const ExecContext, step: u64, module: u64) {
     let link = unsafe { &*(*context).runtime.cast::<Link<'_>>() };
     if let Some(observer) = link.observer {
         match module {
-            NO_MODULE => observer.end_step(step),
+            NO_MODULE => {
+                // SAFETY: the context's arena is the executor's, of that length, and between two steps nobody writes to it.
+                let arena = unsafe { core::slice::from_raw_parts((*context).arena, link.arena_bytes) };
+                observer.end_step(step, arena);
+            }
             module => observer.end_module(step, module),
         }
     }

@@ -79,7 +79,7 @@ impl Default for Recorder {
 }
 
 impl Observer for Recorder {
-    fn begin_call(&self) {
+    fn begin_call(&self, _: u64, _: u64) {
         self.with(|state| state.step_begin_ns = self.now_ns());
         self.begin_part();
     }
@@ -88,7 +88,7 @@ impl Observer for Recorder {
         PART_BEGIN_NS.set(self.now_ns());
     }
 
-    fn end_step(&self, step: u64) {
+    fn end_step(&self, step: u64, _: &[u8]) {
         let end_ns = self.now_ns();
         self.with(|state| {
             let begin_ns = core::mem::replace(&mut state.step_begin_ns, end_ns);

@@ -18,6 +18,7 @@ use lapidary_format::{Head, replace_file};
 use lapidary_runtime::{ArtifactFile, Session, TensorData, Tokenizer};
 
 use crate::cli::CalibrateArgs;
+use crate::divergence::{Divergence, log_softmax};
 use crate::engine;
 use crate::failure::{MISSED, Unsupported, Usage};
 use crate::model::{self, Options};
@@ -88,10 +89,8 @@ struct Score {
     loss: f64,
     /// Predicted tokens.
     tokens: usize,
-    /// Sum of the KL divergences from the reference, in nats.
-    divergence: f64,
-    /// Predictions whose best token is that of the reference.
-    agreeing: usize,
+    /// From the reference.
+    divergence: Divergence,
 }
 
 impl Workshop {
@@ -147,30 +146,12 @@ fn logits(session: &mut Session, ids: &[u32]) -> anyhow::Result<Vec<f32>> {
     }
 }
 
-/// Turns each row of logits into log-probabilities.
-fn log_softmax(logits: &mut [f32], vocab: usize) {
-    for row in logits.chunks_exact_mut(vocab) {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
-        let log = f64::from(max) + sum.ln();
-        row.iter_mut().for_each(|x| *x = (f64::from(*x) - log) as f32);
-    }
-}
-
-fn best(row: &[f32]) -> usize {
-    row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
-}
-
 /// Adds what one sequence gives: `found` and `wanted` are log-probabilities `[T, V]`.
 fn add(score: &mut Score, ids: &[u32], found: &[f32], wanted: &[f32], vocab: usize) {
-    for (t, (found, wanted)) in found.chunks_exact(vocab).zip(wanted.chunks_exact(vocab)).enumerate() {
-        let divergence: f64 = wanted.iter().zip(found).map(|(p, q)| f64::from(*p).exp() * f64::from(p - q)).sum();
-        score.divergence += divergence;
-        score.agreeing += usize::from(best(found) == best(wanted));
-        if let Some(next) = ids.get(t + 1) {
-            score.loss -= f64::from(found[*next as usize]);
-            score.tokens += 1;
-        }
+    score.divergence.add(wanted, found, vocab);
+    for (found, next) in found.chunks_exact(vocab).zip(&ids[1..]) {
+        score.loss -= f64::from(found[*next as usize]);
+        score.tokens += 1;
     }
 }
 
@@ -217,17 +198,15 @@ fn score(
 /// KL divergence per token of each candidate.
 fn measure(workshop: &Workshop, candidates: &[Candidate], sequences: &[Vec<u32>], ui: &Ui) -> anyhow::Result<Vec<f64>> {
     let wanted = reference(workshop, sequences, ui)?;
-    let tokens: usize = sequences.iter().map(Vec::len).sum();
     let bar = ui.count_bar("recipes", candidates.len() as u64);
     let mut damages = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let damage = if candidate.is_reference() {
             0.0
         } else {
-            score(workshop, &candidate.recipe(), sequences, &wanted, ui)?.divergence / tokens as f64
+            score(workshop, &candidate.recipe(), sequences, &wanted, ui)?.divergence.nats_per_row()
         };
-        // A divergence is not negative; sums of rounded terms may be.
-        damages.push(damage.max(0.0));
+        damages.push(damage);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -252,14 +231,13 @@ fn evaluate(workshop: &Workshop, chosen: &Recipe, args: &CalibrateArgs, ui: &Ui)
     for recipe in &recipes {
         let scores = texts.iter().map(|(sequences, wanted)| score(workshop, recipe, sequences, wanted, ui));
         let scores = scores.collect::<anyhow::Result<Vec<_>>>()?;
-        let predictions: usize = texts.iter().flat_map(|(sequences, _)| sequences).map(Vec::len).sum();
-        let divergence: f64 = scores.iter().map(|s| s.divergence).sum();
-        let agreeing: usize = scores.iter().map(|s| s.agreeing).sum();
+        let mut divergence = Divergence::default();
+        scores.iter().for_each(|s| divergence.merge(&s.divergence));
         let mut row = vec![
             recipe.name.clone(),
             bytes(recipe.weight_bytes(graph)?),
-            format!("{:.5}", divergence / predictions as f64),
-            format!("{:.1} %", 100.0 * agreeing as f64 / predictions as f64),
+            format!("{:.5}", divergence.nats_per_row()),
+            format!("{:.1} %", divergence.same_best_percent()),
         ];
         row.extend(scores.iter().map(|s| format!("{:.3}", (s.loss / s.tokens as f64).exp())));
         rows.push(row);

@@ -4,10 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use lapidary_compiler::{
-    import::{self, ImportOptions},
-    interp::{Data, Interpreter, Tensor},
-};
 use lapidary_format::Manifest;
 use lapidary_runtime::{Sampler, SamplerOptions, Session};
 use serde_json::json;
@@ -16,24 +12,51 @@ use crate::cli::{CompareArgs, Format};
 use crate::difference::{Boundary, Comparison, Tolerance};
 use crate::engine;
 use crate::failure::{MISSED, Usage};
+use crate::lockstep::Lockstep;
+use crate::oracle::Oracle;
+use crate::quantized::QuantizedComparison;
 use crate::reference::{self, Prompt};
 use crate::ui::{Ui, table};
+
+/// Tokens that made-up prompts are continued by.
+const MADE_UP_NEW: usize = 8;
 
 /// Runs the artifact on every reference prompt, or takes what it gave elsewhere.
 pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let artifact = engine::artifact(&args.artifact)?;
     let manifest = *artifact.artifact().manifest();
-    let (source, prompts) = references(args, &manifest, ui)?;
+    let reference = Reference::find(args, &manifest)?;
     let default_atol = if matches!(manifest.quantization, "fp32" | "none") { 1e-3 } else { 1e-2 };
     let tolerance = Tolerance {
         atol: args.atol.unwrap_or(default_atol),
         rtol: args.rtol,
         boundary: boundary(manifest.source_config),
     };
-    let comparison = match &args.outputs {
-        Some(files) => compare_outputs(files, &prompts, &tolerance, !args.no_greedy)?,
-        None => compare(&mut engine::open(artifact, args.threads)?, &prompts, &tolerance, !args.no_greedy, ui)?,
+    let target = artifact.artifact().target().map_or_else(String::new, |target| target.name.to_string());
+    let mut program = match &args.outputs {
+        Some(files) => Program::Files(read_outputs(files)?),
+        None => Program::Session(Box::new(engine::open(artifact, args.threads)?)),
     };
+    let (source, prompts) = match reference {
+        Reference::Stored { name, prompts } => (name, prompts),
+        Reference::Quantized { oracle, prompts } => {
+            return compare_quantized(args, &oracle, &prompts, &mut program, &target, ui);
+        }
+    };
+    let mut comparison = Comparison::default();
+    let bar = ui.count_bar("comparing", prompts.len() as u64);
+    for prompt in &prompts {
+        for found in program.run(prompt, !args.no_greedy)? {
+            if !found.outputs.is_empty() {
+                comparison.add(prompt, &found.outputs, &tolerance);
+            }
+            if !found.greedy.is_empty() {
+                comparison.add_greedy(prompt, &found.greedy);
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
     match args.format {
         Format::Text => print_text(&comparison, &source, &tolerance),
         Format::Json => print_json(&comparison, &source, &tolerance),
@@ -41,100 +64,160 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     Ok(if comparison.agrees() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) })
 }
 
-/// All prompts, and their greedy continuations where there are any and the model generates.
-fn compare(
-    session: &mut Session,
-    prompts: &[Prompt],
-    tolerance: &Tolerance,
-    greedy: bool,
-    ui: &Ui,
-) -> anyhow::Result<Comparison> {
-    let mut comparison = Comparison::default();
-    let bar = ui.count_bar("comparing", prompts.len() as u64);
-    let mut sampler = Sampler::new(SamplerOptions::default());
-    for prompt in prompts {
-        let found = engine::outputs(session, &prompt.ids).with_context(|| format!("prompt {}", prompt.name))?;
-        comparison.add(prompt, &found, tolerance);
-        if greedy && !prompt.greedy.is_empty() && engine::can_decode(session) {
-            let found = engine::continuation(session, &mut sampler, &prompt.ids, prompt.greedy.len(), None)
-                .with_context(|| format!("prompt {}", prompt.name))?;
-            comparison.add_greedy(prompt, &found);
+/// What is compared: the artifact on this machine, or what it gave elsewhere.
+enum Program {
+    Session(Box<Session>),
+    /// Prompts of each file.
+    Files(Vec<(PathBuf, Vec<Prompt>)>),
+}
+
+fn read_outputs(files: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, Vec<Prompt>)>> {
+    files.iter().map(|file| Ok((file.clone(), reference::read(file)?))).collect()
+}
+
+impl Program {
+    /// Outputs of a prompt and, with `greedy`, its continuation by as many tokens as the reference has; in one piece or several.
+    fn run(&mut self, prompt: &Prompt, greedy: bool) -> anyhow::Result<Vec<Prompt>> {
+        let max_new = if greedy { prompt.greedy.len() } else { 0 };
+        let session = match self {
+            Program::Session(session) => session,
+            Program::Files(files) => {
+                let one = |(file, prompts): &(PathBuf, Vec<Prompt>)| {
+                    let same = prompts.iter().find(|f| f.name == prompt.name).filter(|f| f.ids == prompt.ids);
+                    let mut found = same.cloned().with_context(|| {
+                        let (file, name) = (file.display(), &prompt.name);
+                        format!("{file}: prompt {name}, wanted it with the ids of the reference, found none")
+                    })?;
+                    if max_new == 0 {
+                        found.greedy.clear();
+                    }
+                    Ok(found)
+                };
+                return files.iter().map(one).collect();
+            }
+        };
+        let place = || format!("prompt {}", prompt.name);
+        let outputs = engine::outputs(session, &prompt.ids).with_context(place)?;
+        let mut found = Prompt { outputs, ..Prompt::default() };
+        if max_new > 0 && engine::can_decode(session) {
+            let mut sampler = Sampler::new(SamplerOptions::default());
+            found.greedy =
+                engine::continuation(session, &mut sampler, &prompt.ids, max_new, None).with_context(place)?;
         }
+        Ok(vec![found])
+    }
+}
+
+/// Node by node where the artifact runs here, and end to end.
+fn compare_quantized(
+    args: &CompareArgs,
+    oracle: &Oracle,
+    prompts: &[Prompt],
+    program: &mut Program,
+    target: &str,
+    ui: &Ui,
+) -> anyhow::Result<ExitCode> {
+    if args.atol.is_some() || args.rtol != 0.0 {
+        bail!(Usage(format!(
+            "--atol, --rtol: wanted neither where {} is the measure, found one\nhint: its bounds are in docs/quantization.md",
+            oracle.name
+        )));
+    }
+    let compiled = match program {
+        Program::Session(session) => Some(oracle.compile_again(session, target, ui)?),
+        Program::Files(_) => None,
+    };
+    let lowered = compiled.as_ref().map(|planned| planned.lower()).transpose()?;
+    let lockstep = match (&compiled, &lowered, &*program) {
+        (Some(planned), Some(lowered), Program::Session(session)) => {
+            Some(Lockstep::new(planned, lowered.program(), session.model().artifact().code())?)
+        }
+        _ => None,
+    };
+    let mut found = QuantizedComparison::default();
+    let judge = oracle.judge();
+    let bar = ui.count_bar("comparing", prompts.len() as u64);
+    for prompt in prompts {
+        for outputs in program.run(prompt, !args.no_greedy)? {
+            judge.add(prompt, &outputs, &mut found).with_context(|| format!("prompt {}", prompt.name))?;
+        }
+        if let (Some(lockstep), Program::Session(session)) = (&lockstep, &mut *program) {
+            lockstep.add(session, &prompt.name, &prompt.ids, &mut found.ops)?;
+        }
+        found.prompts += 1;
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(comparison)
+    match args.format {
+        Format::Text => print!("{}", found.text(&oracle.name)),
+        Format::Json => println!("{:#}", found.json(&oracle.name)),
+    }
+    Ok(if found.agrees() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) })
 }
 
-/// The same of files that `run` wrote: outputs, continuations, or one of each. Every prompt has to be in every file.
-fn compare_outputs(
-    files: &[PathBuf],
-    prompts: &[Prompt],
-    tolerance: &Tolerance,
-    greedy: bool,
-) -> anyhow::Result<Comparison> {
-    let mut comparison = Comparison::default();
-    for file in files {
-        let found = reference::read(file)?;
-        for prompt in prompts {
-            let same = found.iter().find(|f| f.name == prompt.name);
-            let Some(found) = same.filter(|f| f.ids == prompt.ids) else {
-                bail!(
-                    "{}: prompt {}, wanted it with the ids of the reference, found none",
-                    file.display(),
-                    prompt.name
-                );
-            };
-            if !found.outputs.is_empty() {
-                comparison.add(prompt, &found.outputs, tolerance);
-            }
-            if greedy && !found.greedy.is_empty() && !prompt.greedy.is_empty() {
-                comparison.add_greedy(prompt, &found.greedy);
-            }
+/// What to compare with.
+enum Reference {
+    /// Outputs that are known.
+    Stored { name: String, prompts: Vec<Prompt> },
+    /// Prompts, with the outputs of the checkpoint if they are known.
+    Quantized { oracle: Box<Oracle>, prompts: Vec<Prompt> },
+}
+
+impl Reference {
+    fn find(args: &CompareArgs, manifest: &Manifest<'_>) -> anyhow::Result<Reference> {
+        let path = Path::new(&args.with);
+        let stored = |prompts| Ok(Reference::Stored { name: args.with.clone(), prompts });
+        match path.extension().and_then(|e| e.to_str()) {
+            _ if args.with == "reference" => Self::of_model(args, manifest),
+            Some("npz") => stored(reference::read(path)?),
+            Some("lapis") => stored(by_artifact(path, args.threads, manifest)?),
+            _ => bail!(Usage(format!("--with: wanted `reference`, an .npz or a .lapis file, found `{}`", args.with))),
         }
     }
-    Ok(comparison)
-}
 
-/// What to compare with, and where it came from.
-fn references(args: &CompareArgs, manifest: &Manifest<'_>, ui: &Ui) -> anyhow::Result<(String, Vec<Prompt>)> {
-    let path = Path::new(&args.with);
-    if args.with == "reference" {
-        return match reference_file(args.model.as_deref(), manifest)? {
-            Some(file) => Ok((file.display().to_string(), reference::read(&file)?)),
-            None => interpreted(args, manifest, ui),
+    /// What PyTorch gave for the model, where the artifact computes with its numbers; otherwise the reference interpreter,
+    /// on the same prompts if there are any.
+    fn of_model(args: &CompareArgs, manifest: &Manifest<'_>) -> anyhow::Result<Reference> {
+        let folder = model_folder(args.model.as_deref(), manifest);
+        let model = match &folder {
+            Some(folder) => folder.display().to_string(),
+            None => format!("preset:{}", manifest.model),
         };
-    }
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("npz") => Ok((args.with.clone(), reference::read(path)?)),
-        Some("lapis") => Ok((args.with.clone(), by_artifact(path, args.threads, manifest)?)),
-        _ => bail!(Usage(format!("--with: wanted `reference`, an .npz or a .lapis file, found `{}`", args.with))),
+        let oracle = Oracle::new(&model, manifest).with_context(|| {
+            "compare: wanted the model that the artifact was made from, below tests/models or as a preset\n\
+             hint: name its folder with --model"
+        })?;
+        let file = folder.map(|folder| folder.join("reference.npz")).filter(|file| file.is_file());
+        let mut prompts = match &file {
+            Some(file) => reference::read(file)?,
+            None => made_up_prompts(manifest),
+        };
+        if oracle.is_quantized() {
+            return Ok(Reference::Quantized { oracle: Box::new(oracle), prompts });
+        }
+        if let Some(file) = file {
+            return Ok(Reference::Stored { name: file.display().to_string(), prompts });
+        }
+        for prompt in &mut prompts {
+            prompt.outputs = oracle.expected(&prompt.ids)?;
+            prompt.greedy.clear();
+        }
+        Ok(Reference::Stored { name: oracle.name, prompts })
     }
 }
 
-/// `reference.npz` of the model that the artifact was made from: in `--model`, or below tests/models by name and digest.
-fn reference_file(model: Option<&Path>, manifest: &Manifest<'_>) -> anyhow::Result<Option<PathBuf>> {
+/// The folder of the model that the artifact was made from: `--model`, or the one below tests/models with its name.
+fn model_folder(model: Option<&Path>, manifest: &Manifest<'_>) -> Option<PathBuf> {
     if let Some(folder) = model {
-        let file = folder.join("reference.npz");
-        return Ok(file.is_file().then_some(file));
+        return Some(folder.to_path_buf());
     }
     let roots = ["tests/models", "tests/models/random", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models")];
-    let found = roots.iter().map(|root| Path::new(root).join(manifest.model).join("reference.npz"));
-    let Some(file) = found.into_iter().find(|f| f.is_file()) else { return Ok(None) };
-    let folder = file.parent().unwrap_or(Path::new("."));
-    let digest = crate::model::load(&folder.to_string_lossy())?.graph.info.source_digest;
-    if digest != manifest.source_digest {
-        bail!(
-            "{}: wanted the model that the artifact was made from, found other weights of the same name\n\
-             hint: compile again, or name the model's folder with --model",
-            folder.display()
-        );
-    }
-    Ok(Some(file))
+    let found = roots.iter().map(|root| Path::new(root).join(manifest.model));
+    found.into_iter().find(|folder| folder.join("reference.npz").is_file())
 }
 
-/// Prompts for models without reference outputs: a few lengths of pseudo-random ids.
-fn made_up_ids(manifest: &Manifest<'_>) -> Vec<Vec<u32>> {
+/// Prompts for models without reference outputs: a few lengths of pseudo-random ids, to be continued by a few tokens.
+fn made_up_prompts(manifest: &Manifest<'_>) -> Vec<Prompt> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         state ^= state << 13;
@@ -142,8 +225,14 @@ fn made_up_ids(manifest: &Manifest<'_>) -> Vec<Vec<u32>> {
         state ^= state << 17;
         (state >> 32) as u32 % manifest.vocab_size
     };
-    let lengths = [1, 2, 5, 17].map(|n| n.min(manifest.max_tokens as usize));
-    lengths.into_iter().map(|n| (0..n).map(|_| next()).collect()).collect()
+    let max_tokens = manifest.max_tokens as usize;
+    let prompt = |(i, len): (usize, usize)| Prompt {
+        name: format!("{i:03}"),
+        ids: (0..len).map(|_| next()).collect(),
+        greedy: vec![0; (max_tokens - len).min(MADE_UP_NEW)],
+        ..Prompt::default()
+    };
+    [1, 2, 5, 17].map(|n| n.min(max_tokens)).into_iter().enumerate().map(prompt).collect()
 }
 
 /// The outputs of another artifact.
@@ -153,53 +242,12 @@ fn by_artifact(path: &Path, threads: usize, manifest: &Manifest<'_>) -> anyhow::
     if other != manifest.vocab_size {
         bail!("{}: wanted a model with vocab_size {}, found {other}", path.display(), manifest.vocab_size);
     }
-    made_up_ids(manifest)
-        .into_iter()
-        .enumerate()
-        .map(|(i, ids)| {
-            let outputs = engine::outputs(&mut session, &ids)?;
-            Ok(Prompt { name: format!("{i:03}"), ids, outputs, ..Prompt::default() })
-        })
-        .collect()
-}
-
-/// The outputs of the reference interpreter.
-fn interpreted(args: &CompareArgs, manifest: &Manifest<'_>, ui: &Ui) -> anyhow::Result<(String, Vec<Prompt>)> {
-    let model = match &args.model {
-        Some(folder) => folder.display().to_string(),
-        None => format!("preset:{}", manifest.model),
-    };
-    let options = ImportOptions { scores: true };
-    let imported = import::load(&model, &options).with_context(|| {
-        "compare: wanted reference.npz below tests/models or a preset of the artifact's name, found neither\n\
-         hint: name the model's folder with --model"
-    })?;
-    if imported.graph.info.source_digest != manifest.source_digest {
-        bail!("{model}: wanted the model that the artifact was made from, found other weights");
+    let mut prompts = made_up_prompts(manifest);
+    for prompt in &mut prompts {
+        prompt.outputs = engine::outputs(&mut session, &prompt.ids)?;
+        prompt.greedy.clear();
     }
-    let interpreter = Interpreter::new(&imported.graph, imported.source.as_ref());
-    let bar = ui.spinner("interpreting");
-    let prompts = made_up_ids(manifest)
-        .into_iter()
-        .enumerate()
-        .map(|(i, ids)| {
-            let outputs = interpreter.run(&ids, ids.len())?.0;
-            let outputs = outputs.into_iter().map(|(name, tensor)| (name, rows(&tensor))).collect();
-            Ok(Prompt { name: format!("{i:03}"), ids, outputs, ..Prompt::default() })
-        })
-        .collect::<anyhow::Result<_>>()?;
-    bar.finish_and_clear();
-    Ok(("the reference interpreter".into(), prompts))
-}
-
-/// A value of the interpreter as rows of floats.
-fn rows(tensor: &Tensor) -> reference::Rows {
-    let data = match &tensor.data {
-        Data::F32(data) => data.clone(),
-        Data::U32(data) => data.iter().map(|x| *x as f32).collect(),
-        Data::U8(data) => data.iter().map(|x| f32::from(*x)).collect(),
-    };
-    reference::Rows { cols: tensor.shape.get(1).copied().unwrap_or(1), data }
+    Ok(prompts)
 }
 
 /// What the model's selection compares scores with.

@@ -73,6 +73,15 @@ pub const TARGETS: &[Target] = &[
     Target { name: "rpi5", cpu: Some("cortex-a76") },
 ];
 
+/// What an artifact is compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Reference<'a> {
+    /// The outputs in a file.
+    File(&'a Path),
+    /// What defines the outputs of artifacts of the model in a folder: its `reference.npz`, or the interpreter on its prompts.
+    Model(&'a Path),
+}
+
 impl Target {
     /// Why its artifacts cannot run here, with the line that changes it.
     pub fn why_not(&self) -> Option<String> {
@@ -101,13 +110,21 @@ impl Target {
 
     /// Compares an artifact with reference outputs. Emulated, the command of a device runs the reference's prompts and the
     /// command of this machine compares what came out.
-    pub fn compare(&self, artifact: &Path, reference: &Path, more: &[&str]) -> Result<String, String> {
+    pub fn compare(&self, artifact: &Path, with: Reference<'_>, more: &[&str]) -> Result<String, String> {
         let mut compare = lapidary();
-        compare.args(["-q", "compare"]).arg(artifact).arg("--with").arg(reference).args(more);
+        compare.args(["-q", "compare"]).arg(artifact).args(more).arg("--with");
+        let reference = match with {
+            Reference::File(file) => file.to_path_buf(),
+            Reference::Model(folder) => folder.join("reference.npz"),
+        };
+        match with {
+            Reference::File(file) => compare.arg(file),
+            Reference::Model(folder) => compare.args(["reference", "--model"]).arg(folder),
+        };
         let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
         if let (Some(_), Ok(device)) = (self.cpu, device_command()) {
             let (input, outputs) = (folder.path().join("ids.npz"), folder.path().join("outputs.npz"));
-            let has_greedy = copy_ids(reference, &input);
+            let has_greedy = copy_ids(&reference, &input);
             let mut run_with = |outputs: &Path, more: &[&str]| {
                 let input = format!("ids=@{}", input.display());
                 let mut command = self.launch(device);

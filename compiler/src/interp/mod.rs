@@ -21,7 +21,7 @@ mod tensor;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::ir::{Dim, Graph, NodeId, SymbolId, ValueId, WeightId, WeightReader, WeightSource};
+use crate::ir::{Dim, Graph, Node, NodeId, SymbolId, ValueId, WeightId, WeightReader, WeightSource};
 use crate::ops::EvalCx;
 use crate::quant::QuantizedRows;
 pub use tensor::{Data, Tensor};
@@ -132,6 +132,25 @@ impl<'a> Interpreter<'a> {
         self.run_observed(&[("ids", Tensor::indices(ids.to_vec()))], output_rows, &mut |_, _| {})
     }
 
+    /// Results of one node of a call of `tokens` tokens; `values` holds its operands, by the ids of the graph's values.
+    ///
+    /// # Errors
+    /// As [`Interpreter::run`].
+    ///
+    /// # Panics
+    /// If an operand is missing.
+    pub fn node(
+        &self,
+        id: NodeId,
+        values: &[Option<Tensor>],
+        tokens: usize,
+        output_rows: usize,
+    ) -> Result<Vec<Tensor>, InterpError> {
+        let node = self.graph.node(id);
+        let cx = EvalCx::new(self.graph, node, values, &self.weights, tokens, output_rows);
+        (node.op.row().eval)(&cx).map_err(|message| node_error(id, node, message))
+    }
+
     /// Runs a graph on named inputs; `observe` sees every node's results as they are made.
     pub fn run_observed(
         &self,
@@ -144,17 +163,11 @@ impl<'a> Interpreter<'a> {
         run.bind_inputs(inputs, output_rows)?;
         let last_use = last_uses(self.graph);
         for (i, node) in self.graph.nodes.iter().enumerate() {
-            let fail = |message| InterpError::Node {
-                node: i as u32,
-                op: node.op.row().name,
-                label: node.label.clone(),
-                message,
-            };
-            let cx = EvalCx::new(self.graph, node, &run.values, &self.weights, run.tokens(), output_rows);
-            let results = (node.op.row().eval)(&cx).map_err(fail)?;
-            observe(NodeId(i as u32), &results.iter().collect::<Vec<_>>());
+            let id = NodeId(i as u32);
+            let results = self.node(id, &run.values, run.tokens(), output_rows)?;
+            observe(id, &results.iter().collect::<Vec<_>>());
             for (r, tensor) in node.results.iter().zip(results) {
-                run.check(*r, &tensor).map_err(fail)?;
+                run.check(*r, &tensor).map_err(|message| node_error(id, node, message))?;
                 run.values[r.0 as usize] = Some(tensor);
             }
             for v in node.operands.iter().filter_map(|o| o.value()).chain(node.results.iter().copied()) {
@@ -169,6 +182,10 @@ impl<'a> Interpreter<'a> {
         };
         Ok(Outputs(self.graph.outputs.iter().map(take).collect()))
     }
+}
+
+fn node_error(id: NodeId, node: &Node, message: String) -> InterpError {
+    InterpError::Node { node: id.0, op: node.op.row().name, label: node.label.clone(), message }
 }
 
 /// The state of one run.

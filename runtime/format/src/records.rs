@@ -138,6 +138,8 @@ records! {
         producer: &'a str,
         /// Name of the quantization recipe, such as `fp32`.
         quantization: &'a str,
+        /// The recipe itself, as TOML, so that others can compute the same numbers; may be empty.
+        recipe: &'a str,
         /// Why tokens cannot be generated one at a time; empty when they can.
         cannot_decode: &'a str,
         /// The model's `config.json`, for `inspect`; may be empty.
@@ -343,6 +345,7 @@ impl Default for Manifest<'_> {
             model: "",
             producer: concat!("lapidary ", env!("CARGO_PKG_VERSION")),
             quantization: "fp32",
+            recipe: "",
             cannot_decode: "",
             source_config: "",
             source_digest: [0; 32],

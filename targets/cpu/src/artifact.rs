@@ -3,7 +3,7 @@
 use std::io::{Seek, Write};
 use std::path::Path;
 
-use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Storage, SymbolId, WeightReader};
+use lapidary_compiler::ir::{Component, DType, Dim, Graph, HeadKind, Storage, SymbolId, TensorType, WeightReader};
 use lapidary_compiler::plan::{Plan, Region, ScratchRole, why_whole_sequence};
 use lapidary_format::{
     self as format, ArtifactBuilder, Direction, Manifest, ManifestFlags, NO_INDEX, Port, Rows, WriteError,
@@ -21,6 +21,8 @@ use crate::targets::{Architecture, CpuTarget};
 pub struct About {
     /// Name of the quantization recipe.
     pub quantization: String,
+    /// The recipe as TOML.
+    pub recipe: String,
     /// Bytes of `tokenizer.json`.
     pub tokenizer: Option<Vec<u8>>,
     /// Token that ends a text.
@@ -43,12 +45,25 @@ pub struct Lowered<'a> {
 
 /// Lowers a planned graph for a target: code for both entry points (decode only where the model can), weight layout, tables.
 pub fn lower<'a>(graph: &'a Graph, plan: &Plan, target: &CpuTarget, about: &About) -> Result<Lowered<'a>, LowerError> {
+    check_inputs(graph)?;
     let layout = WeightLayout::build(graph, plan.max_tokens, target)?;
     let entries: &[Entry] =
         if graph.info.why_no_decode.is_none() { &[Entry::Prefill, Entry::Decode] } else { &[Entry::Prefill] };
     let program = program::compile(graph, plan, &layout, target, entries)?;
     let builder = tables(graph, plan, target, about, &layout, &program)?;
     Ok(Lowered { graph, layout, program, builder })
+}
+
+/// The context has one pointer for inputs, to ids; any other input would be read past its end.
+fn check_inputs(graph: &Graph) -> Result<(), LowerError> {
+    let ids = TensorType::vector(DType::U32, Dim::Sym(SymbolId::TOKENS));
+    let types: Vec<&TensorType> = graph.inputs.iter().map(|(_, value)| graph.ty(*value)).collect();
+    if types == [&ids] {
+        return Ok(());
+    }
+    let listed: Vec<String> =
+        graph.inputs.iter().map(|(name, value)| format!("{name}: {}", graph.show_type(graph.ty(*value)))).collect();
+    Err(LowerError::Inputs { found: if listed.is_empty() { "none".into() } else { listed.join(", ") } })
 }
 
 impl Lowered<'_> {
@@ -109,6 +124,7 @@ fn tables(
     let manifest = Manifest {
         model: &info.name,
         quantization: &about.quantization,
+        recipe: &about.recipe,
         cannot_decode: info.why_no_decode.as_deref().unwrap_or(""),
         source_config: &info.config_json,
         source_digest: info.source_digest,

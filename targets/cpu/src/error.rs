@@ -123,6 +123,12 @@ pub enum LowerError {
         /// The count.
         found: u64,
     },
+    /// Inputs other than the token ids, the only thing that the execution context hands to the code.
+    #[error("inputs: wanted one input u32[T], the token ids, found {found}")]
+    Inputs {
+        /// The inputs.
+        found: String,
+    },
     /// A graph output whose rows depend on the routing.
     #[error("output {name}: wanted T, S or 1 rows, found another number of rows")]
     OutputRows {
