@@ -349,7 +349,10 @@ pub struct BenchOptions {
     /// Tokens already in the cache when decode is timed
     #[arg(long, default_value_t = 64)]
     pub context: usize,
-    /// Which modules tokens visit: model (what the model's own router says on random ids)
+    /// Token ids to run instead of random ones, again and again: int64 of one dimension
+    #[arg(long, value_name = "FILE.npy")]
+    pub ids: Option<PathBuf>,
+    /// Which modules tokens visit: model (what the model's own router says)
     #[arg(long, default_value = "model")]
     pub routing: String,
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use lapidary_format::replace_file;
 use lapidary_runtime::{Tensor, TensorData};
 use zip::write::SimpleFileOptions;
@@ -46,6 +46,18 @@ pub fn read_ids(path: &Path) -> anyhow::Result<Vec<Ids>> {
     ensure!(!sequences.is_empty(), "{}: wanted arrays named ids or prompt.NNN.ids, found none", path.display());
     sequences.sort_by(|a, b| a.prefix.cmp(&b.prefix));
     Ok(sequences)
+}
+
+/// Reads the ids of a file that holds one sequence of at least one.
+pub fn read_one(path: &Path) -> anyhow::Result<Vec<u32>> {
+    let mut sequences = read_ids(path)?;
+    match sequences.pop() {
+        Some(only) if sequences.is_empty() && !only.ids.is_empty() => Ok(only.ids),
+        Some(only) if sequences.is_empty() => {
+            bail!("{}: wanted at least one id, found {}", path.display(), only.ids.len())
+        }
+        _ => bail!("{}: wanted one sequence of ids, found {}", path.display(), sequences.len() + 1),
+    }
 }
 
 /// An `.npz` that is being written.

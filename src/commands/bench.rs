@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use lapidary_runtime::{ArtifactFile, Session};
 use serde_json::json;
 
@@ -12,6 +12,7 @@ use crate::cli::{BenchOptions, Format};
 use crate::engine;
 use crate::failure::{Unsupported, Usage};
 use crate::limits::{self, Limits};
+use crate::tensors;
 use crate::ui::{Ui, bytes, table};
 use crate::work::{Sizes, Work};
 
@@ -34,19 +35,33 @@ struct Case {
     ids: Ids,
 }
 
-/// Pseudo-random token ids, so that routing varies as it does on text.
-struct Ids {
-    state: u64,
-    vocab_size: u32,
+/// Where token ids come from.
+enum Ids {
+    /// Pseudo-random, so that routing varies as it does on text.
+    Random { state: u64, vocab_size: u32 },
+    /// These, from the first on for every call of several tokens and in turn for single ones.
+    Given { ids: Arc<[u32]>, at: usize },
 }
 
 impl Ids {
     fn next(&mut self) -> u32 {
-        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.state >> 33) as u32 % self.vocab_size
+        match self {
+            Ids::Random { state, vocab_size } => {
+                *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (*state >> 33) as u32 % *vocab_size
+            }
+            Ids::Given { ids, at } => {
+                let id = ids[*at % ids.len()];
+                *at += 1;
+                id
+            }
+        }
     }
 
     fn take(&mut self, n: usize) -> Vec<u32> {
+        if let Ids::Given { at, .. } = self {
+            *at = 0;
+        }
         (0..n).map(|_| self.next()).collect()
     }
 }
@@ -165,6 +180,10 @@ pub fn run(
 
 fn cases(artifacts: Vec<ArtifactFile>, args: &BenchOptions, threads: &[usize], ui: &Ui) -> anyhow::Result<Vec<Case>> {
     let mut cases = Vec::new();
+    let given: Option<Arc<[u32]>> = match &args.ids {
+        Some(path) => Some(tensors::read_one(path).context("--ids")?.into()),
+        None => None,
+    };
     let spinner = ui.spinner("limits");
     let limits: Vec<(usize, Limits)> = threads
         .iter()
@@ -212,7 +231,10 @@ fn cases(artifacts: Vec<ArtifactFile>, args: &BenchOptions, threads: &[usize], u
                     context: args.context.min(manifest.max_tokens as usize - 1).max(1),
                     seconds: Vec::new(),
                     work: Work::default(),
-                    ids: Ids { state: 42, vocab_size: manifest.vocab_size },
+                    ids: match &given {
+                        Some(ids) => Ids::Given { ids: Arc::clone(ids), at: 0 },
+                        None => Ids::Random { state: 42, vocab_size: manifest.vocab_size },
+                    },
                 });
             }
         }

@@ -55,11 +55,7 @@ fn read_ids(input: &str) -> anyhow::Result<Vec<u32>> {
     let Some(("ids", file)) = input.split_once("=@") else {
         bail!(Usage(format!("--input: wanted ids=@FILE.npy, found `{input}`")));
     };
-    let mut sequences = tensors::read_ids(Path::new(file))?;
-    match sequences.pop() {
-        Some(only) if sequences.is_empty() => Ok(only.ids),
-        _ => bail!("{file}: wanted one sequence of ids, found {}", sequences.len() + 1),
-    }
+    tensors::read_one(Path::new(file))
 }
 
 /// A file that appears under its name when it is complete.

@@ -46,6 +46,7 @@ pub struct Lowered<'a> {
 /// Lowers a planned graph for a target: code for both entry points (decode only where the model can), weight layout, tables.
 pub fn lower<'a>(graph: &'a Graph, plan: &Plan, target: &CpuTarget, about: &About) -> Result<Lowered<'a>, LowerError> {
     check_inputs(graph)?;
+    check_head(graph)?;
     let layout = WeightLayout::build(graph, plan.max_tokens, target)?;
     let entries: &[Entry] =
         if graph.info.why_no_decode.is_none() { &[Entry::Prefill, Entry::Decode] } else { &[Entry::Prefill] };
@@ -64,6 +65,23 @@ fn check_inputs(graph: &Graph) -> Result<(), LowerError> {
     let listed: Vec<String> =
         graph.inputs.iter().map(|(name, value)| format!("{name}: {}", graph.show_type(graph.ty(*value)))).collect();
     Err(LowerError::Inputs { found: if listed.is_empty() { "none".into() } else { listed.join(", ") } })
+}
+
+/// Runtimes refuse an artifact without the output that its head ends in.
+fn check_head(graph: &Graph) -> Result<(), LowerError> {
+    let info = &graph.info;
+    let (name, rows, cols) = match info.head {
+        HeadKind::CausalLm => ("logits", Dim::Sym(SymbolId::OUTPUT_ROWS), info.vocab_size),
+        HeadKind::SequenceClassification => ("output", Dim::Const(1), info.num_labels),
+        HeadKind::Embedding => ("output", Dim::Const(1), info.hidden_size),
+    };
+    let wanted = TensorType::matrix(DType::F32, rows, cols);
+    let found = graph.outputs.iter().find(|output| output.name == name).map(|output| graph.ty(output.value));
+    if found == Some(&wanted) {
+        return Ok(());
+    }
+    let found = found.map_or("none".into(), |ty| graph.show_type(ty));
+    Err(LowerError::HeadOutput { name, wanted: graph.show_type(&wanted), head: info.head.name(), found })
 }
 
 impl Lowered<'_> {

@@ -129,6 +129,18 @@ pub enum LowerError {
         /// The inputs.
         found: String,
     },
+    /// No output that the model's head ends in.
+    #[error("output {name}: wanted {wanted}, which models with head {head} end in, found {found}")]
+    HeadOutput {
+        /// Its name.
+        name: &'static str,
+        /// Its type.
+        wanted: String,
+        /// The head.
+        head: &'static str,
+        /// The type of the output of that name.
+        found: String,
+    },
     /// A graph output whose rows depend on the routing.
     #[error("output {name}: wanted T, S or 1 rows, found another number of rows")]
     OutputRows {
