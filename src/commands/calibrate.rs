@@ -20,7 +20,7 @@ use lapidary_runtime::{ArtifactFile, Session, TensorData, Tokenizer};
 use crate::cli::CalibrateArgs;
 use crate::divergence::{Divergence, log_softmax};
 use crate::engine;
-use crate::failure::{MISSED, Unsupported, Usage};
+use crate::failure::{Missed, Unsupported, Usage};
 use crate::model::{self, Options};
 use crate::ui::{self, Ui, bytes};
 
@@ -64,14 +64,13 @@ pub fn run(args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         evaluate(&workshop, &recipe, args, ui)?;
     }
     let Some(smallest_bytes) = missed else { return Ok(ExitCode::SUCCESS) };
-    ui.note(format!(
+    bail!(Missed(format!(
         "--budget: wanted at least {} ({smallest_bytes} bytes), the smallest that the weights can be, found {}\nhint: {} has the \
          recipe of that size",
         bytes(smallest_bytes),
         bytes(budget),
         args.output.display()
-    ));
-    Ok(ExitCode::from(MISSED))
+    )))
 }
 
 /// A model and what runs it in any recipe.

@@ -219,18 +219,26 @@ unsafe fn step_i4<D: Lanes, const R: usize, const NV: usize, const V: usize>(
     sums: &mut [[D::N; V]; R],
 ) {
     let bytes = D::Float::LANES * KR;
-    for v in 0..V {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let codes = block.codes.add((step * NV + v) * bytes);
-            prefetch_ahead(d.float(), codes, bytes);
-            let (low, high) = d.halves(d.weights(codes));
-            let x = |i: usize| rows[i].add(block.inputs_at + step * 2 * KR);
-            for i in 0..R {
-                sums[i][v] = d.dot_half(sums[i][v], low, d.inputs(x(i)));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let codes = |v: usize| block.codes.add((step * NV + v) * bytes);
+        let mut halves = [d.halves(d.weights(codes(0))); V];
+        for v in 0..V {
+            prefetch_ahead(d.float(), codes(v), bytes);
+            halves[v] = d.halves(d.weights(codes(v)));
+        }
+        let x = |i: usize| rows[i].add(block.inputs_at + step * 2 * KR);
+        // All low halves before all high ones: a sum waits for its last product, and R · V others come in between.
+        for i in 0..R {
+            let x = d.inputs(x(i));
+            for v in 0..V {
+                sums[i][v] = d.dot_half(sums[i][v], halves[v].0, x);
             }
-            for i in 0..R {
-                sums[i][v] = d.dot_half(sums[i][v], high, d.inputs(x(i).add(KR)));
+        }
+        for i in 0..R {
+            let x = d.inputs(x(i).add(KR));
+            for v in 0..V {
+                sums[i][v] = d.dot_half(sums[i][v], halves[v].1, x);
             }
         }
     }
