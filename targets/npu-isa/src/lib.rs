@@ -37,8 +37,11 @@ extern crate std;
 
 pub mod access;
 pub mod address;
+pub mod asm;
 pub mod choice;
+pub mod container;
 pub mod cost;
+pub mod disasm;
 pub mod format;
 pub mod instruction;
 pub mod machine;
