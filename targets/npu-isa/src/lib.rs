@@ -49,6 +49,7 @@ pub mod operand;
 pub mod program;
 pub mod reference;
 pub mod table;
+pub mod verify;
 
 pub use choice::Queue;
 pub use cost::CostClass;
