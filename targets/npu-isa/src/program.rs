@@ -149,8 +149,11 @@ impl Program {
                     }
                     Some(_) => (),
                 },
-                _ if (at == last) != matches!(instruction.op, Op::Halt(_)) => {
-                    return Err(error(at, "`halt` as the last instruction and nowhere else", last as u64, at as u64));
+                Op::Halt(_) if at != last => {
+                    return Err(error(at, "position of `halt`, which ends the program", last as u64, at as u64));
+                }
+                _ if at == last && !matches!(instruction.op, Op::Halt(_)) => {
+                    return Err(error(at, "number of `halt`s behind the last instruction", 1, 0));
                 }
                 _ => (),
             }

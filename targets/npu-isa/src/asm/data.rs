@@ -99,7 +99,7 @@ impl Assembler {
             let number = number.ok_or_else(|| wrong("a number"))?;
             return Ok(if ty == "f32" { number.to_le_bytes().into() } else { f16_bits(number).to_le_bytes().into() });
         }
-        let value = evaluate(piece.text, &self.symbols).map_err(|message| Wrong::new(piece, what, message))?;
+        let value = evaluate(piece.text, &self.symbols).map_err(|e| Wrong::new(piece, what, e.message()))?;
         let (least, most, bytes) = match ty {
             "i4" => (-8, 7, 1),
             "i8" => (-128, 127, 1),

@@ -16,6 +16,23 @@ pub(super) enum Symbol {
     Word(String),
 }
 
+/// Why an expression has no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NoValue {
+    /// A result that does not fit.
+    Range(String),
+    /// It is none.
+    Form(String),
+}
+
+impl NoValue {
+    pub(super) fn message(self) -> String {
+        match self {
+            NoValue::Range(message) | NoValue::Form(message) => message,
+        }
+    }
+}
+
 pub(super) type Symbols = BTreeMap<String, Symbol>;
 
 /// Deepest nesting of parentheses.
@@ -70,7 +87,7 @@ impl Parser<'_> {
     }
 
     /// Operators from the weakest to the strongest: `|`, `&`, shifts, sums, products.
-    fn level(&mut self, level: usize, depth: usize) -> Result<i64, String> {
+    fn level(&mut self, level: usize, depth: usize) -> Result<i64, NoValue> {
         if level == 5 {
             return self.factor(depth);
         }
@@ -87,7 +104,7 @@ impl Parser<'_> {
             let result = match sign {
                 Piece::Sign('|') => Some(value | right),
                 Piece::Sign('&') => Some(value & right),
-                Piece::Shift('<') => shift.and_then(|n| 1i64.checked_shl(n)).and_then(|f| value.checked_mul(f)),
+                Piece::Shift('<') => shift.and_then(|n| i64::try_from(i128::from(value) << n).ok()),
                 Piece::Shift(_) => shift.map(|n| value >> n),
                 Piece::Sign('+') => value.checked_add(right),
                 Piece::Sign('-') => value.checked_sub(right),
@@ -95,41 +112,48 @@ impl Parser<'_> {
                 Piece::Sign(_) => value.checked_div(right),
                 Piece::Word(_) => None,
             };
-            value = result.ok_or_else(|| format!("wanted a result of 64 bits, found {value} and {right}"))?;
+            let found = || NoValue::Range(format!("wanted a result of 64 bits, found {value} and {right}"));
+            value = result.ok_or_else(found)?;
         }
         Ok(value)
     }
 
-    fn factor(&mut self, depth: usize) -> Result<i64, String> {
+    fn factor(&mut self, depth: usize) -> Result<i64, NoValue> {
         if depth == MAX_DEPTH {
-            return Err(format!("wanted at most {MAX_DEPTH} nested signs and parentheses, found more"));
+            let message = format!("wanted at most {MAX_DEPTH} nested signs and parentheses, found more");
+            return Err(NoValue::Range(message));
         }
         match self.next_if(|_| true) {
             Some(Piece::Sign('-')) => {
-                self.factor(depth + 1)?.checked_neg().ok_or_else(|| "wanted a result of 64 bits, found -2^63".into())
+                let value = self.factor(depth + 1)?.checked_neg();
+                value.ok_or_else(|| NoValue::Range("wanted a result of 64 bits, found 2^63".into()))
             }
             Some(Piece::Sign('(')) => {
                 let value = self.level(0, depth + 1)?;
                 match self.next_if(|p| *p == Piece::Sign(')')) {
                     Some(_) => Ok(value),
-                    None => Err("wanted `)`, found none".into()),
+                    None => Err(NoValue::Form("wanted `)`, found none".into())),
                 }
             }
             Some(Piece::Word(word)) => match (parse_int(&word), self.symbols.get(&word)) {
                 (Some(value), _) => Ok(value),
                 (None, Some(Symbol::Number(value))) => Ok(*value),
-                (None, Some(Symbol::Word(other))) => Err(format!("wanted a number, found `{word}`, which is {other}")),
-                (None, None) => Err(format!("wanted a number or a name of one, found `{word}`")),
+                (None, Some(Symbol::Word(other))) => {
+                    Err(NoValue::Form(format!("wanted a number, found `{word}`, which is {other}")))
+                }
+                (None, None) => Err(NoValue::Form(format!("wanted a number or a name of one, found `{word}`"))),
             },
-            Some(Piece::Sign(c) | Piece::Shift(c)) => Err(format!("wanted a number or a name of one, found `{c}`")),
-            None => Err("wanted a number or a name of one, found nothing".into()),
+            Some(Piece::Sign(c) | Piece::Shift(c)) => {
+                Err(NoValue::Form(format!("wanted a number or a name of one, found `{c}`")))
+            }
+            None => Err(NoValue::Form("wanted a number or a name of one, found nothing".into())),
         }
     }
 }
 
 /// Value of an expression.
-pub(super) fn evaluate(text: &str, symbols: &Symbols) -> Result<i64, String> {
-    let wrong = || format!("wanted a number or an expression of numbers, found `{text}`");
+pub(super) fn evaluate(text: &str, symbols: &Symbols) -> Result<i64, NoValue> {
+    let wrong = || NoValue::Form(format!("wanted a number or an expression of numbers, found `{text}`"));
     let pieces = pieces(text).ok_or_else(wrong)?;
     let mut parser = Parser { pieces: &pieces, symbols };
     let value = parser.level(0, 0)?;

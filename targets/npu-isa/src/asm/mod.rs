@@ -177,7 +177,7 @@ impl Assembler {
 
     /// A number of at least 0.
     fn size<'a>(&self, piece: Piece<'a>, what: &str) -> Result<u64, Wrong<'a>> {
-        let value = evaluate(piece.text, &self.symbols).map_err(|message| Wrong::new(piece, what, message))?;
+        let value = evaluate(piece.text, &self.symbols).map_err(|e| Wrong::new(piece, what, e.message()))?;
         let found = || Wrong::new(piece, what, format!("wanted 0 or more, found {value}"));
         u64::try_from(value).map_err(|_| found())
     }

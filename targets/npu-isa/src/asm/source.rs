@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::expression::{Symbols, canonical, evaluate};
+use super::expression::{NoValue, Symbols, canonical, evaluate};
 use super::line::{Piece, operands};
 use super::{Wrong, distance};
 use crate::format::OperandSource;
@@ -85,8 +85,8 @@ impl<'a, 's> Operands<'a, 's> {
             // An expression that has no value says more about the mistake than the operand does.
             let inside = piece.text.rsplit_once(['[', '+']).map_or(piece.text, |(_, t)| t.trim_end_matches(']'));
             match evaluate(inside, self.symbols) {
-                Err(why) if why.contains("64 bits") => wrong(why),
-                Err(_) | Ok(_) => wrong(message),
+                Err(NoValue::Range(why)) => wrong(why),
+                Err(NoValue::Form(_)) | Ok(_) => wrong(message),
             }
         })
     }

@@ -13,6 +13,7 @@ use super::{Shape, Verified, VerifyError, error};
 use crate::address::Memory;
 use crate::choice::Queue;
 use crate::instruction::Token;
+use crate::operand::Reg;
 use crate::program::Program;
 use crate::table::Op;
 
@@ -72,7 +73,7 @@ struct Path<'a> {
     /// Whether there was a choice.
     choices: bool,
     state: State,
-    /// Loops that are open: head, iterations to do, whether that is all of them.
+    /// Loops that are open: head, iterations to do, whether these are all, and the only possible number.
     open: Vec<(usize, i64, bool)>,
     clocks: [Clock; AGENTS],
     events: [u32; AGENTS],
@@ -175,18 +176,18 @@ impl<'a> Path<'a> {
         let chosen = least + self.choose(span) as i64;
         // The first way takes a loop of an unknown count as long as it can be.
         let trips = if self.number == 0 { most } else { chosen };
-        let end = self.shape.of_loop(at).0;
-        if trips == 0 {
-            self.state.set(head.rd.0, Value::exactly(0));
-            return end + 1;
-        }
+        let exact = least == most && trips <= limit;
         self.state.set(head.rd.0, Value::exactly(0));
-        self.open.push((at, trips, trips <= limit));
+        if trips == 0 {
+            self.leave(at, head.rd.0, 0, least == most);
+            return self.shape.of_loop(at).0 + 1;
+        }
+        self.open.push((at, trips, exact));
         at + 1
     }
 
     fn next_iteration(&mut self, at: usize) -> usize {
-        let Some((head_at, trips, complete)) = self.open.last().copied() else { return at + 1 };
+        let Some((head_at, trips, exact)) = self.open.last().copied() else { return at + 1 };
         let Op::Loop(head) = self.program.instructions[head_at].op else { return at + 1 };
         let index = self.state.get(head.rd.0).and_then(|v| v.single()).unwrap_or(0) + 1;
         self.state.set(head.rd.0, Value::exactly(index));
@@ -194,17 +195,22 @@ impl<'a> Path<'a> {
             return head_at + 1;
         }
         self.open.pop();
-        if !complete {
-            // What the iterations that are left out would leave behind.
-            let written = self.shape.of_loop(head_at).1;
-            if let Some(exit) = &self.exits[head_at] {
-                for r in (1..32).filter(|r| written >> r & 1 == 1) {
-                    self.state.regs[r] = exit.regs[r];
-                }
-            }
-            self.state.set(head.rd.0, Value::exactly(trips));
-        }
+        self.leave(head_at, head.rd.0, trips, exact);
         at + 1
+    }
+
+    /// Behind a loop that ran another number of times than it could have, registers are what any number leaves behind.
+    fn leave(&mut self, head: usize, index: Reg, trips: i64, exact: bool) {
+        if exact {
+            return;
+        }
+        self.state.set(index, Value::exactly(trips));
+        if let Some(exit) = &self.exits[head] {
+            let written = self.shape.of_loop(head).1 | 1 << index.number();
+            for r in (1..32).filter(|r| written >> r & 1 == 1) {
+                self.state.regs[r] = exit.regs[r];
+            }
+        }
     }
 
     /// Waits, touches and posts.
