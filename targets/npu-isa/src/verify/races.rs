@@ -19,14 +19,10 @@ use crate::table::Op;
 
 /// Ways through a program that has choices.
 const PATHS: u32 = 8;
-/// Iterations of a loop that are executed; the next is tried when these are too many.
-const ITERATIONS: [u32; 4] = [64, 16, 4, 2];
-/// Accesses of a way before fewer iterations are tried.
-const MAX_ACCESSES: u64 = 400_000;
+/// Iterations of a loop that are executed, and the accesses of a way before fewer are tried.
+const ITERATIONS: [(u32, u64); 4] = [(64, 400_000), (16, 400_000), (4, 400_000), (2, 1 << 24)];
 /// Runs of an access that are looked at one by one; of more, the range from first to last.
 const MAX_RUNS: u64 = 256;
-/// Parts of a memory that are kept apart.
-const MAX_PARTS: usize = 200_000;
 
 /// Of each agent, how many of its events have completed.
 type Clock = [u32; AGENTS];
@@ -37,11 +33,11 @@ fn join(clock: &mut Clock, other: &Clock) {
 
 /// Looks for races.
 pub(super) fn check(program: &Program, shape: &Shape, exits: &[Option<State>]) -> Result<Verified, VerifyError> {
-    for iterations in ITERATIONS {
+    for (iterations, most) in ITERATIONS {
         let mut paths = 0;
         let mut fits = true;
         while paths < PATHS {
-            let mut path = Path::new(program, shape, exits, paths, iterations);
+            let mut path = Path::new(program, shape, exits, paths, (iterations, most));
             match path.run()? {
                 Some(choices) => {
                     paths += 1;
@@ -59,7 +55,8 @@ pub(super) fn check(program: &Program, shape: &Shape, exits: &[Option<State>]) -
             return Ok(Verified { paths, iterations });
         }
     }
-    let wanted = format!("at most {MAX_ACCESSES} accesses with 2 iterations of each loop");
+    let (iterations, most) = ITERATIONS[ITERATIONS.len() - 1];
+    let wanted = format!("at most {most} accesses with {iterations} iterations of each loop");
     Err(error(program, 0, "size of the program", wanted, "more"))
 }
 
@@ -69,6 +66,7 @@ struct Path<'a> {
     exits: &'a [Option<State>],
     number: u32,
     iterations: u32,
+    most: u64,
     random: u64,
     /// Whether there was a choice.
     choices: bool,
@@ -83,13 +81,20 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn new(program: &'a Program, shape: &'a Shape, exits: &'a [Option<State>], number: u32, iterations: u32) -> Self {
+    fn new(
+        program: &'a Program,
+        shape: &'a Shape,
+        exits: &'a [Option<State>],
+        number: u32,
+        (iterations, most): (u32, u64),
+    ) -> Self {
         Path {
             program,
             shape,
             exits,
             number,
             iterations,
+            most,
             random: u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             choices: false,
             state: State::start(),
@@ -127,7 +132,7 @@ impl<'a> Path<'a> {
         let mut at = 0;
         while let Some(instruction) = self.program.instructions.get(at) {
             self.accesses += 1;
-            if self.accesses > MAX_ACCESSES || self.memories.iter().any(|m| m.len() > MAX_PARTS) {
+            if self.accesses > self.most {
                 return Ok(None);
             }
             self.effects(at)?;

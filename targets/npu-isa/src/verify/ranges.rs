@@ -73,9 +73,4 @@ impl Ranges {
         }
         None
     }
-
-    /// Number of parts.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }

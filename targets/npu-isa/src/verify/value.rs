@@ -105,7 +105,7 @@ impl Value {
         self.mul(Value::range(least, most))
     }
 
-    /// Without numbers that are not below `limit`, or not at least `limit`; `None` if none is left.
+    /// Those up to `limit`; `None` if there is none.
     pub(super) fn at_most(self, limit: i64) -> Option<Value> {
         match self.base {
             Some(_) => Some(self),
@@ -119,6 +119,7 @@ impl Value {
         }
     }
 
+    /// Those from `limit` on; `None` if there is none.
     pub(super) fn at_least(self, limit: i64) -> Option<Value> {
         match self.base {
             Some(_) => Some(self),
@@ -160,8 +161,19 @@ pub(super) fn arithmetic(op: &Op, a: Value, b: Value) -> Value {
             Some(_) | None => Value { lo: a.lo.max(b.lo), hi: a.hi.max(b.hi), ..a.hull(b) }.normal(),
         },
         Op::And(_) if plain => match (a.single().or(b.single()), a.lo >= 0 || b.lo >= 0) {
-            // The bits below the lowest of the mask are 0.
-            (Some(mask @ 1..), _) => Value::of(None, 0, mask.into(), 1 << mask.trailing_zeros()),
+            (Some(mask @ 1..), _) => {
+                let other = if a.single() == Some(mask) { b } else { a };
+                let modulus = mask.unsigned_abs() + 1;
+                match i64::try_from(gcd(other.stride, modulus)) {
+                    // A remainder: it keeps what the steps have in common with the modulus.
+                    Ok(step) if modulus.is_power_of_two() => {
+                        let first = other.lo.rem_euclid(step);
+                        Value::of(None, first.into(), (mask - (mask - first) % step).into(), step.unsigned_abs())
+                    }
+                    // The bits below the lowest of the mask are 0.
+                    Ok(_) | Err(_) => Value::of(None, 0, mask.into(), 1 << mask.trailing_zeros()),
+                }
+            }
             (Some(0), _) => Value::exactly(0),
             (_, true) => {
                 let bound = |v: Value| if v.lo >= 0 { v.hi } else { i64::MAX };
