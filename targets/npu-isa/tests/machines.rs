@@ -1,7 +1,7 @@
 //! Machine files: presets, overrides, and what is wrong with wrong ones.
 
 use lapidary_npu_isa::Machine;
-use lapidary_npu_isa::machine::{DramPreset, KEYS, KeyKind, PRESETS};
+use lapidary_npu_isa::machine::{DramPreset, KEYS, KeyKind, MachineError, PRESETS};
 
 fn edge_16() -> String {
     PRESETS[0].1.to_string()
@@ -39,7 +39,8 @@ fn overrides() {
     let before = machine.clone();
     machine.set("matrix.weight_overlap", "true").expect("a flag");
     assert!(machine.matrix.weight_overlap);
-    machine.set_pair("matrix.rows=64").expect("a number");
+    let (key, value) = Machine::pair("matrix.rows=64").expect("a pair");
+    machine.set(key, value).expect("a number");
     assert_eq!(machine.matrix.rows, 64);
     assert_ne!(machine.hash(), before.hash());
     machine.set("dram.preset", "ideal").expect("a preset");
@@ -88,8 +89,12 @@ fn overrides() {
         assert_eq!(machine.set(key, value).expect_err("wrong").to_string(), wanted);
         assert_eq!(machine, before, "an error changes nothing");
     }
-    let error = machine.set_pair("matrix.rows").expect_err("no value").to_string();
+    let error = Machine::pair("matrix.rows").expect_err("no value").to_string();
     assert_eq!(error, "machine, matrix.rows: wanted key=value, found no `=`");
+    // Neither alone makes a machine.
+    assert!(machine.set("matrix.cols", "48").is_err() && machine.set("accumulators.bytes", "192").is_err());
+    machine.set_all([("matrix.cols", "48"), ("accumulators.bytes", "192")]).expect("together");
+    assert_eq!(machine.accumulator_rows(), 1);
 }
 
 /// Every key: missing, out of bounds on both sides, of a wrong type.
@@ -152,6 +157,27 @@ fn wrong_files() {
     assert!(error(&"#".repeat(1 << 21)).starts_with("machine, file: wanted at most 1048576 bytes"));
     let deep = format!("name = {}1{}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(error(&deep).contains("wanted"));
+}
+
+/// What an artifact keeps of a machine makes it again.
+#[test]
+fn settings_make_the_machine() {
+    for (name, _) in PRESETS {
+        let mut machine = Machine::preset(name).expect("a preset");
+        machine.set("dram.tcl_ps", "12345").expect("a number");
+        let settings: Vec<(&str, String)> = machine.settings().map(|(row, value)| (row.name, value)).collect();
+        let pairs = || settings.iter().rev().map(|(key, value)| (*key, value.as_str()));
+        assert_eq!(Machine::from_settings(name, pairs()).as_ref(), Ok(&machine));
+        let error = |e: Result<Machine, MachineError>| e.map(|_| ()).expect_err("wrong").to_string();
+        assert_eq!(
+            error(Machine::from_settings(name, pairs().skip(1))),
+            "machine, energy.dram_byte_fj: wanted an integer from 0 to 1000000000, found nothing"
+        );
+        assert_eq!(
+            error(Machine::from_settings(name, pairs().chain(pairs()))),
+            "machine, energy.dram_byte_fj: wanted one value, found two"
+        );
+    }
 }
 
 /// The hash says which values, not how they were written.
