@@ -159,11 +159,11 @@ fn errors_show_the_place() {
         (".data a\n.f32 x\nhalt", "line 2, column 6: .f32: wanted a number, found `x`"),
         (
             ".data a\n.fill u8, 1, 1 << 40\nhalt",
-            "line 2, column 14: .fill: wanted at most 268435456, found 1099511627776",
+            "line 2, column 14: .fill: wanted at most 67108864, found 1099511627776",
         ),
         (
             ".data a\n.zero 1 << 39\n.u8 1\nhalt",
-            "line 3, column 5: .u8: wanted at most 268435456 bytes of contents, found 549755813889",
+            "line 3, column 5: .u8: wanted at most 67108864 bytes of contents, found 549755813889",
         ),
         (
             ".space a, 1 << 41\nhalt",

@@ -10,7 +10,7 @@ use super::{Assembler, Wrong};
 use crate::program::{MAX_DRAM, Program, Segment};
 
 /// Most bytes of contents that a text can make.
-const MAX_CONTENTS: u64 = 1 << 28;
+const MAX_CONTENTS: u64 = 1 << 26;
 /// Where segments without an address begin.
 const ALIGN: u64 = 64;
 
@@ -179,7 +179,10 @@ impl Assembler {
                     let message = format!("wanted at most {MAX_CONTENTS}, found {times_n}");
                     return Err(Wrong::new(*times, what, message));
                 }
-                (0..times_n).try_for_each(|_| self.put(ty.text, &bytes, name, what))
+                match ty.text {
+                    "i4" => (0..times_n).try_for_each(|_| self.put(ty.text, &bytes, name, what)),
+                    _ => self.put(ty.text, &bytes.repeat(times_n as usize), name, what),
+                }
             }
             (".fill", _) => Err(few("a type, a value and a number of times")),
             (".f32" | ".f16" | ".i8" | ".u8" | ".i32" | ".u32" | ".i4", values) => {
