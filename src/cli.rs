@@ -101,6 +101,9 @@ pub enum Command {
     /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
     #[cfg(feature = "compiler")]
     Disasm(DisasmArgs),
+    /// Assembles an NPU program from text
+    #[cfg(feature = "npu")]
+    Asm(AsmArgs),
     /// Compares an artifact's outputs with reference outputs or another artifact
     #[cfg(feature = "compiler")]
     Compare(CompareArgs),
@@ -409,7 +412,7 @@ pub struct InspectArgs {
 #[cfg(feature = "compiler")]
 #[derive(Args)]
 pub struct DisasmArgs {
-    /// The artifact
+    /// The artifact, or an assembled NPU program
     pub artifact: PathBuf,
     /// Only the functions of this entry point: prefill, decode
     #[arg(long)]
@@ -420,6 +423,23 @@ pub struct DisasmArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `asm`.
+#[cfg(feature = "npu")]
+#[derive(Args)]
+pub struct AsmArgs {
+    /// The program's text
+    pub source: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.npu")]
+    pub output: PathBuf,
+    /// Verify the program for this machine: tokens, races, bounds, loops
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub machine: Option<String>,
+    /// Overrides an entry of the machine; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", requires = "machine")]
+    pub set: Vec<String>,
 }
 
 /// How to look into an artifact: options of `inspect` and of self-contained executables.

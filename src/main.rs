@@ -30,6 +30,8 @@ mod lockstep;
 mod memory_picture;
 #[cfg(feature = "compiler")]
 mod model;
+#[cfg(feature = "npu")]
+mod npu;
 mod npy;
 #[cfg(feature = "compiler")]
 mod oracle;

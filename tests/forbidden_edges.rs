@@ -11,9 +11,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lapidary-runtime", &["lapidary-format", "lapidary-kernels"]),
     ("lapidary-compiler", &[]),
     ("lapidary-target-cpu", &["lapidary-compiler", "lapidary-format", "lapidary-kernels"]),
+    ("lapidary-npu-isa", &[]),
     (
         "lapidary",
-        &["lapidary-compiler", "lapidary-format", "lapidary-kernels", "lapidary-runtime", "lapidary-target-cpu"],
+        &[
+            "lapidary-compiler",
+            "lapidary-format",
+            "lapidary-kernels",
+            "lapidary-npu-isa",
+            "lapidary-runtime",
+            "lapidary-target-cpu",
+        ],
     ),
 ];
 

@@ -366,7 +366,8 @@ fn candidates_cover_the_model_once() {
         let recipe = calibrate::recipe("calibrated", &list, &chosen);
         assert_eq!(recipe.weight_bytes(&graph).unwrap(), chosen.bytes);
         assert!(chosen.bytes <= budget);
-        let written = recipe.to_toml(&calibrate::table(&list, &table, &chosen));
+        assert_eq!((table.len() + 3, recipe.kv_cache()), (list.len(), KvStorage::F16), "keys and values are no choice");
+        let written = recipe.to_toml(&calibrate::table(&list, &damages, &chosen));
         assert_eq!(toml(&written), recipe);
     }
 }

@@ -53,7 +53,7 @@ pub fn run(args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     };
     let name = args.output.file_stem().unwrap_or_default().to_string_lossy();
     let recipe = recipe(name, &candidates, &chosen);
-    let lines = table(&candidates, &measurements, &chosen);
+    let lines = table(&candidates, &damages, &chosen);
     model::create_folder_of(&args.output)?;
     replace_file(&args.output, |file| file.write_all(recipe.to_toml(&lines).as_bytes()))
         .with_context(|| format!("{}: cannot be written", args.output.display()))?;

@@ -5,12 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use lapidary_format::{Artifact, Isa};
+#[cfg(feature = "npu")]
+use lapidary_npu_isa::disasm::disassemble;
 use lapidary_runtime::ArtifactFile;
 use lapidary_target_cpu::disasm::{Code, Function, Line, Step};
 use serde_json::json;
 
 use crate::cli::{DisasmArgs, Format};
 use crate::failure::{Unsupported, Usage};
+#[cfg(feature = "npu")]
+use crate::npu;
 use crate::ui;
 
 /// Columns of the instructions' text.
@@ -18,6 +22,10 @@ const TEXT_WIDTH: usize = 40;
 
 /// Shows an artifact's code.
 pub fn run(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
+    #[cfg(feature = "npu")]
+    if npu::is_program(&args.artifact) {
+        return npu_program(args);
+    }
     let file = ArtifactFile::open(&args.artifact)?;
     let artifact = file.artifact();
     let Some(code) = Code::of(artifact) else {
@@ -32,6 +40,16 @@ pub fn run(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
         Format::Text => print_text(artifact, &functions),
         Format::Json => print_json(artifact, &functions),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows an assembled NPU program, as text that assembles to the same bytes.
+#[cfg(feature = "npu")]
+fn npu_program(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
+    if args.entry.is_some() || args.step.is_some() || args.format == Format::Json {
+        bail!(Usage("--entry, --step, --format: wanted none of them for an NPU program, found one".into()));
+    }
+    print!("{}", disassemble(&npu::read_program(&args.artifact)?, true));
     Ok(ExitCode::SUCCESS)
 }
 

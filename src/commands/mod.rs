@@ -1,5 +1,7 @@
 //! One thin file per command.
 
+#[cfg(feature = "npu")]
+mod asm;
 mod bench;
 #[cfg(feature = "compiler")]
 mod calibrate;
@@ -48,6 +50,8 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Disasm(args) => disasm::run(&args),
+        #[cfg(feature = "npu")]
+        Command::Asm(args) => asm::run(&args),
         #[cfg(feature = "compiler")]
         Command::Calibrate(args) => calibrate::run(&args, ui),
         #[cfg(feature = "compiler")]

@@ -42,7 +42,8 @@ pub enum Change {
         /// Its storage.
         storage: Storage,
     },
-    /// Storage of keys and values. Its bytes are those of the state, which no budget of weights counts.
+    /// Storage of keys and values, measured but not chosen: its bytes are those of the state, which no budget of weights
+    /// counts, so that the widest would always win.
     KvCache(KvStorage),
 }
 
@@ -255,25 +256,26 @@ fn frontier(mut states: Vec<State>) -> Vec<State> {
     out
 }
 
-/// The recipe of a choice: one rule per part, keys and values as chosen. The measurements were those of `candidates`.
+/// Storage of keys and values in the recipes that are made here: that of the default recipe.
+const KV_CACHE: KvStorage = Builtin::Hybrid.kv_cache();
+
+/// The recipe of a choice: one rule per part. The measurements were those of `candidates`.
 pub fn recipe(name: impl Into<String>, candidates: &[Candidate], chosen: &Chosen) -> Recipe {
-    let mut out = Recipe { name: name.into(), base: Builtin::Fp32, rules: Vec::new(), kv_cache: None };
+    let mut out = Recipe { name: name.into(), base: Builtin::Fp32, rules: Vec::new(), kv_cache: Some(KV_CACHE) };
     for pick in &chosen.picks {
-        match &candidates[*pick].change {
-            Change::Weights { pattern, storage } => {
-                out.rules.push(Rule { pattern: pattern.clone(), storage: *storage });
-            }
-            Change::KvCache(storage) => out.kv_cache = Some(*storage),
+        if let Change::Weights { pattern, storage } = &candidates[*pick].change {
+            out.rules.push(Rule { pattern: pattern.clone(), storage: *storage });
         }
     }
     out
 }
 
-/// Measurements from candidates and their damages, in the same order.
+/// Measurements of the weights, which come first, from candidates and their damages.
 pub fn measurements(candidates: &[Candidate], damages: &[f64]) -> Vec<Measurement> {
     let mut parts: Vec<&str> = Vec::new();
     let mut out = Vec::with_capacity(candidates.len());
-    for (candidate, damage) in candidates.iter().zip(damages) {
+    let of_weights = |change: &Change| matches!(change, Change::Weights { .. });
+    for (candidate, damage) in candidates.iter().zip(damages).take_while(|(c, _)| of_weights(&c.change)) {
         let component = parts.iter().position(|p| *p == candidate.part()).unwrap_or_else(|| {
             parts.push(candidate.part());
             parts.len() - 1
@@ -284,12 +286,14 @@ pub fn measurements(candidates: &[Candidate], damages: &[f64]) -> Vec<Measuremen
     out
 }
 
-/// The measurements as lines of a table, `*` where one was chosen; comments of the recipe's file.
-pub fn table(candidates: &[Candidate], measurements: &[Measurement], chosen: &Chosen) -> Vec<String> {
+/// Candidates and their damages as lines of a table, `*` where one was chosen; comments of the recipe's file.
+pub fn table(candidates: &[Candidate], damages: &[f64], chosen: &Chosen) -> Vec<String> {
     let mut out = vec![format!("  {:20} {:8} {:>14} {:>14}", "part", "format", "bytes", "damage")];
-    for (i, (candidate, m)) in candidates.iter().zip(measurements).enumerate() {
-        let mark = if chosen.picks.contains(&i) { '*' } else { ' ' };
-        out.push(format!("{mark} {:20} {:8} {:>14} {:>14.6e}", candidate.part(), m.format, m.bytes, m.damage));
+    for (i, (candidate, damage)) in candidates.iter().zip(damages).enumerate() {
+        let is_chosen = chosen.picks.contains(&i) || candidate.change == Change::KvCache(KV_CACHE);
+        let mark = if is_chosen { '*' } else { ' ' };
+        let (part, format, bytes) = (candidate.part(), candidate.format(), candidate.bytes);
+        out.push(format!("{mark} {part:20} {format:8} {bytes:>14} {damage:>14.6e}"));
     }
     out.push(format!("weights {} bytes, predicted damage {:.6e} nats per token", chosen.bytes, chosen.damage));
     out
