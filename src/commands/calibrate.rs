@@ -13,7 +13,7 @@ use lapidary_compiler::import::ImportedModel;
 use lapidary_compiler::quant::calibrate::{
     Candidate, ChooseError, Granularity, candidates, choose, measurements, recipe, table,
 };
-use lapidary_compiler::quant::{Builtin, Recipe, parse_bytes};
+use lapidary_compiler::quant::{Builtin, Recipe, fit_budget, parse_bytes};
 use lapidary_format::{Head, replace_file};
 use lapidary_runtime::{ArtifactFile, Session, TensorData, Tokenizer};
 
@@ -61,7 +61,7 @@ pub fn run(args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         println!("{line}");
     }
     if !args.evaluate.is_empty() {
-        evaluate(&workshop, &recipe, args, ui)?;
+        evaluate(&workshop, &recipe, budget, args, ui)?;
     }
     let Some(smallest_bytes) = missed else { return Ok(ExitCode::SUCCESS) };
     bail!(Missed(format!(
@@ -212,11 +212,18 @@ fn measure(workshop: &Workshop, candidates: &[Candidate], sequences: &[Vec<u32>]
     Ok(damages)
 }
 
-/// Perplexity, divergence and agreement on other texts, for the built-in recipes and the chosen one.
-fn evaluate(workshop: &Workshop, chosen: &Recipe, args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<()> {
-    let mut recipes: Vec<Recipe> = Builtin::ALL.into_iter().filter(|b| *b != Builtin::None).map(Recipe::from).collect();
-    recipes.push(chosen.clone());
+/// Perplexity, divergence and agreement on other texts: for the built-in recipes, for what the default recipe becomes under
+/// the budget without calibration, and for the chosen one.
+fn evaluate(workshop: &Workshop, chosen: &Recipe, budget: u64, args: &CalibrateArgs, ui: &Ui) -> anyhow::Result<()> {
     let graph = &workshop.model.graph;
+    let mut recipes: Vec<Recipe> = Builtin::ALL.into_iter().filter(|b| *b != Builtin::None).map(Recipe::from).collect();
+    if let Ok(mut lowered) = fit_budget(graph, &Builtin::Hybrid.into(), budget)
+        && !lowered.rules.is_empty()
+    {
+        lowered.name = "hybrid, lowered".into();
+        recipes.push(lowered);
+    }
+    recipes.push(chosen.clone());
     let mut header = vec!["recipe".to_string(), ">weights".into(), ">KL".into(), ">same best".into()];
     let mut texts = Vec::new();
     for file in &args.evaluate {
