@@ -101,6 +101,9 @@ pub enum Command {
     /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
     #[cfg(feature = "compiler")]
     Disasm(DisasmArgs),
+    /// Runs an NPU program: values and cycles
+    #[cfg(feature = "npu")]
+    Simulate(SimulateArgs),
     /// Assembles an NPU program from text
     #[cfg(feature = "npu")]
     Asm(AsmArgs),
@@ -420,6 +423,41 @@ pub struct DisasmArgs {
     /// Only functions with this in their name or op
     #[arg(long, value_name = "SUBSTRING")]
     pub step: Option<String>,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `simulate`.
+#[cfg(feature = "npu")]
+#[derive(Args)]
+pub struct SimulateArgs {
+    /// An assembled program
+    pub program: Option<PathBuf>,
+    /// Times a matrix multiplication instead, as every one of a model is lowered: int8 × int8, M rows of K inputs to N outputs
+    #[arg(long, value_name = "M,N,K", conflicts_with_all = ["program", "gemm_csv"])]
+    pub gemm: Option<crate::npu::Shape>,
+    /// Times a list of them: a line M,N,K each
+    #[arg(long, value_name = "FILE", conflicts_with = "program")]
+    pub gemm_csv: Option<PathBuf>,
+    /// The machine
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "edge-32")]
+    pub machine: String,
+    /// Overrides an entry of the machine; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Cycles without values; programs whose course depends on computed values are refused
+    #[arg(long)]
+    pub timing_only: bool,
+    /// Writes what each unit did when, as Chrome trace events (ui.perfetto.dev)
+    #[arg(long, value_name = "OUT.json")]
+    pub trace: Option<PathBuf>,
+    /// Writes a page with timeline, roofline, stalls and memory over time
+    #[arg(long, value_name = "OUT.html")]
+    pub report: Option<PathBuf>,
+    /// Writes a table by class of instructions
+    #[arg(long, value_name = "OUT.csv")]
+    pub csv: Option<PathBuf>,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

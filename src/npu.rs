@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::str::FromStr;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lapidary_npu_isa::container::MAGIC;
 use lapidary_npu_isa::machine::PRESETS;
 use lapidary_npu_isa::{Machine, Program};
@@ -14,6 +15,8 @@ use crate::ui;
 
 /// Longest machine file.
 const MAX_MACHINE_BYTES: u64 = 1 << 20;
+/// Largest M, N or K.
+const MAX_DIMENSION: u32 = 1 << 20;
 /// Longest program: contents of DRAM are in it.
 const MAX_PROGRAM_BYTES: u64 = 4 << 30;
 
@@ -38,6 +41,48 @@ pub fn machine(name: &str, overrides: &[String]) -> anyhow::Result<Machine> {
         .collect::<anyhow::Result<_>>()?;
     machine.set_all(pairs).map_err(|e| wrong("--set", &e))?;
     Ok(machine)
+}
+
+/// A matrix multiplication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows.
+    pub m: u32,
+    /// Outputs.
+    pub n: u32,
+    /// Inputs.
+    pub k: u32,
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Vec<&str> = text.split(',').map(str::trim).collect();
+        let [m, n, k] = numbers[..] else {
+            return Err(format!("wanted M,N,K, found {} numbers", numbers.len()));
+        };
+        let number = |name: &str, text: &str| match text.parse::<u32>() {
+            Ok(number) if (1..=MAX_DIMENSION).contains(&number) => Ok(number),
+            _ => Err(format!("{name}: wanted 1 to {MAX_DIMENSION}, found `{text}`")),
+        };
+        Ok(Shape { m: number("M", m)?, n: number("N", n)?, k: number("K", k)? })
+    }
+}
+
+/// The multiplications of a list: a line each, after a header without digits if there is one; `#` begins a comment.
+pub fn shapes(text: &str) -> anyhow::Result<Vec<Shape>> {
+    let mut shapes = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let is_header = i == 0 && !line.contains(|c: char| c.is_ascii_digit());
+        if !line.is_empty() && !is_header {
+            let shape = line.parse().map_err(|e| anyhow::Error::msg(format!("line {}: {e}", i + 1)))?;
+            shapes.push(shape);
+        }
+    }
+    ensure!(!shapes.is_empty(), "wanted lines M,N,K, found none");
+    Ok(shapes)
 }
 
 /// Whether a file begins as assembled programs do.

@@ -12,6 +12,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lapidary-compiler", &[]),
     ("lapidary-target-cpu", &["lapidary-compiler", "lapidary-format", "lapidary-kernels"]),
     ("lapidary-npu-isa", &[]),
+    ("lapidary-target-npu", &["lapidary-npu-isa"]),
+    // The lowering makes programs for the simulator's tests; it never sees the simulator.
+    ("lapidary-simulator", &["lapidary-npu-isa", "lapidary-target-npu"]),
     (
         "lapidary",
         &[
@@ -20,7 +23,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lapidary-kernels",
             "lapidary-npu-isa",
             "lapidary-runtime",
+            "lapidary-simulator",
             "lapidary-target-cpu",
+            "lapidary-target-npu",
         ],
     ),
 ];

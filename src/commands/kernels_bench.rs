@@ -52,12 +52,12 @@ impl Candidate {
             Block::Float(args) => std::ptr::from_ref(args).cast(),
             Block::Quantized(args) => std::ptr::from_ref(args).cast(),
         };
-        let start = thread_seconds();
+        let start = limits::thread_seconds();
         for _ in 0..calls {
             // SAFETY: the CPU has what the row requires, and the block describes the buffers that this value holds.
             unsafe { (self.function)(args) }
         }
-        thread_seconds() - start
+        limits::thread_seconds() - start
     }
 
     /// Finds how many calls fill a round; warms up.
@@ -71,14 +71,6 @@ impl Candidate {
         self.seconds.sort_by(f64::total_cmp);
         self.seconds[self.seconds.len() / 2]
     }
-}
-
-/// CPU seconds that this thread has used.
-fn thread_seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the answer.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// Times the candidates and prints them.

@@ -22,6 +22,8 @@ mod passes;
 #[cfg(feature = "profile")]
 mod profile;
 mod run;
+#[cfg(feature = "npu")]
+mod simulate;
 #[cfg(feature = "compiler")]
 mod targets;
 
@@ -52,6 +54,8 @@ pub fn run(command: Command, ui: &Ui) -> anyhow::Result<ExitCode> {
         Command::Disasm(args) => disasm::run(&args),
         #[cfg(feature = "npu")]
         Command::Asm(args) => asm::run(&args),
+        #[cfg(feature = "npu")]
+        Command::Simulate(args) => simulate::run(&args, ui),
         #[cfg(feature = "compiler")]
         Command::Calibrate(args) => calibrate::run(&args, ui),
         #[cfg(feature = "compiler")]

@@ -1,0 +1,222 @@
+//! `lapidary simulate`.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail, ensure};
+use lapidary_format::replace_file;
+use lapidary_npu_isa::verify::verify;
+use lapidary_npu_isa::{Machine, Program, Queue};
+use lapidary_simulator::observe::Observer;
+use lapidary_simulator::report::timeline::Timeline;
+use lapidary_simulator::report::trace::ChromeTrace;
+use lapidary_simulator::report::{Report, csv, html, json, text};
+use lapidary_simulator::{Memories, Options, Run, Simulator};
+use lapidary_target_npu::gemm::{Gemm, gemm_program};
+use serde_json::{Value, json};
+
+use crate::cli::{Format, SimulateArgs};
+use crate::failure::{Unsupported, Usage};
+use crate::limits;
+use crate::model::create_folder_of;
+use crate::npu::{self, Shape};
+use crate::ui::{self, Ui, table};
+
+/// Longest list of matrix multiplications.
+const MAX_LIST_BYTES: u64 = 1 << 20;
+/// Seed of operands that are made up.
+const SEED: u64 = 1;
+
+/// Runs a program, a matrix multiplication, or a list of them.
+pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
+    let machine = npu::machine(&args.machine, &args.set)?;
+    let options = Options { values: !args.timing_only, ..Options::default() };
+    match (&args.program, &args.gemm, &args.gemm_csv) {
+        (Some(path), None, None) => {
+            if !npu::is_program(path) {
+                bail!(Unsupported(format!(
+                    "{}: wanted an assembled NPU program, found another file\nhint: compiling models for the NPU is not in this \
+                     build yet; `lapidary asm` assembles programs",
+                    path.display()
+                )));
+            }
+            let program = npu::read_program(path)?;
+            verify(&program, &machine).with_context(|| path.display().to_string())?;
+            let title = path.display().to_string();
+            let run = observed(args, &program, &machine, &title, || Simulator::new(&program, &machine, options))?;
+            print(args, &run.report, None);
+        }
+        (None, Some(shape), None) => {
+            let (gemm, run) = simulate_gemm(args, *shape, &machine, options, None)?;
+            print(args, &run.report, Some(&gemm));
+        }
+        (None, None, Some(path)) => list(args, path, &machine, options, ui)?,
+        _ => bail!(Usage("simulate: wanted one of a program, --gemm and --gemm-csv, found none or several".into())),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Times one matrix multiplication; with values, its result must be right.
+fn simulate_gemm(
+    args: &SimulateArgs,
+    shape: Shape,
+    machine: &Machine,
+    options: Options,
+    memories: Option<Memories>,
+) -> anyhow::Result<(Gemm, Run)> {
+    let Shape { m, n, k } = shape;
+    let place = || format!("--gemm {m},{n},{k}");
+    let mut gemm = gemm_program(machine, m, n, k).with_context(place)?;
+    let operands = options.values.then(|| gemm.operands(SEED));
+    if let Some((activations, weights)) = &operands {
+        gemm.set_operands(activations, weights);
+    }
+    verify(&gemm.program, machine).with_context(place)?;
+    let run = observed(args, &gemm.program, machine, &place(), || match memories {
+        Some(memories) => Simulator::with_memories(&gemm.program, machine, options, memories),
+        None => Simulator::new(&gemm.program, machine, options),
+    })?;
+    if let Some((activations, weights)) = &operands {
+        let found = gemm.result(&run.read_dram(gemm.layout.output, m as usize * n as usize * 4));
+        ensure!(
+            found == gemm.expected(activations, weights),
+            "{}: wanted the product of its operands, found another: the lowering or the simulator is wrong",
+            place()
+        );
+    }
+    Ok((gemm, run))
+}
+
+/// Runs what `simulator` makes, with the trace and the page that were asked for.
+fn observed<'p>(
+    args: &SimulateArgs,
+    program: &'p Program,
+    machine: &'p Machine,
+    title: &str,
+    simulator: impl FnOnce() -> Result<Simulator<'p>, lapidary_simulator::SimError>,
+) -> anyhow::Result<Run> {
+    let place = || title.to_string();
+    let mut timeline = args.report.is_some().then(Timeline::default);
+    let run = match &args.trace {
+        None => watched(simulator().with_context(place)?, &mut timeline).with_context(place)?,
+        Some(path) => {
+            let mut run = None;
+            write(path, |out| {
+                let mut trace = ChromeTrace::new(out, program, machine);
+                run = Some(watched(simulator()?, &mut (&mut trace, &mut timeline))?);
+                trace.finish()?;
+                anyhow::Ok(())
+            })?;
+            run.context("a run")?
+        }
+    };
+    if let (Some(path), Some(timeline)) = (&args.report, &timeline) {
+        let page = html::page(&run.report, timeline, title)?;
+        write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
+    }
+    if let Some(path) = &args.csv {
+        write(path, |out| Ok(out.write_all(csv::by_class(&run.report).as_bytes())?))?;
+    }
+    Ok(run)
+}
+
+fn watched(simulator: Simulator<'_>, observer: &mut impl Observer) -> Result<Run, lapidary_simulator::SimError> {
+    simulator.run_observed(observer)
+}
+
+/// A file that appears under its name when it is complete.
+fn write(path: &Path, content: impl FnOnce(&mut BufWriter<&mut File>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    create_folder_of(path)?;
+    let written = replace_file(path, |file| {
+        let mut out = BufWriter::new(file);
+        content(&mut out)?;
+        Ok::<(), anyhow::Error>(out.flush()?)
+    });
+    written.with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+fn print(args: &SimulateArgs, report: &Report, gemm: Option<&Gemm>) {
+    match args.format {
+        Format::Json => println!("{:#}", to_json(report, gemm)),
+        Format::Text => {
+            if let Some(gemm) = gemm {
+                let grouped = |n: u64| text::grouped(n.into());
+                let s = &gemm.summary;
+                println!("gemm         {} × {} × {} (M × N × K), int8 × int8 -> int32", s.m, s.n, s.k);
+                println!(
+                    "array        {} cycles taken up by {} passes; {} if no cell ever idled",
+                    grouped(report.busy_cycles(Queue::Matrix)),
+                    grouped(s.passes),
+                    grouped(s.ideal_cycles)
+                );
+                println!(
+                    "operands     {} B moved, {} B compulsory",
+                    grouped(s.moved_bytes()),
+                    grouped(s.compulsory_bytes())
+                );
+            }
+            print!("{}", text::summary(report));
+        }
+    }
+}
+
+fn to_json(report: &Report, gemm: Option<&Gemm>) -> Value {
+    let mut value = json::to_json(report);
+    if let (Some(gemm), Value::Object(fields)) = (gemm, &mut value) {
+        fields.insert("ideal_cycles".into(), gemm.summary.ideal_cycles.into());
+        fields.insert("matrix_cycles".into(), report.busy_cycles(Queue::Matrix).into());
+    }
+    value
+}
+
+/// Times every multiplication of a list, one after the other.
+fn list(args: &SimulateArgs, path: &Path, machine: &Machine, options: Options, ui: &Ui) -> anyhow::Result<()> {
+    if args.trace.is_some() || args.report.is_some() || args.csv.is_some() {
+        bail!(Usage("--trace, --report, --csv: wanted none of them with --gemm-csv, found one".into()));
+    }
+    let text = ui::read_text(path, MAX_LIST_BYTES)?;
+    let shapes = npu::shapes(&text).with_context(|| path.display().to_string())?;
+    let (begin, mut rows, mut totals, mut memories) = (limits::thread_seconds(), Vec::new(), [0u64; 3], None);
+    let bar = ui.count_bar("simulating", shapes.len() as u64);
+    for shape in shapes {
+        let (gemm, run) = simulate_gemm(args, shape, machine, options, memories.take())?;
+        let cycles = [run.report.cycles, run.report.busy_cycles(Queue::Matrix), gemm.summary.ideal_cycles];
+        totals.iter_mut().zip(cycles).for_each(|(total, n)| *total += n);
+        rows.push((shape, cycles));
+        memories = Some(run.memories);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let seconds = limits::thread_seconds() - begin;
+    match args.format {
+        Format::Json => {
+            let row = |(shape, [cycles, matrix, ideal]): &(Shape, [u64; 3])| json!({ "m": shape.m, "n": shape.n, "k": shape.k, "cycles": cycles, "matrix_cycles": matrix, "ideal_cycles": ideal });
+            let [cycles, matrix, ideal] = totals;
+            let result = json!({
+                "schema": "lapidary.sim-gemms/1",
+                "machine": machine.name(),
+                "gemms": rows.iter().map(row).collect::<Vec<_>>(),
+                "cycles": cycles,
+                "matrix_cycles": matrix,
+                "ideal_cycles": ideal,
+                "cpu_seconds": seconds,
+            });
+            println!("{result:#}");
+        }
+        Format::Text => {
+            let cells = |name: String, cycles: &[u64; 3]| {
+                let mut cells = vec![name];
+                cells.extend(cycles.iter().map(|n| text::grouped((*n).into())));
+                cells
+            };
+            let mut lines: Vec<_> =
+                rows.iter().map(|(s, cycles)| cells(format!("{} × {} × {}", s.m, s.n, s.k), cycles)).collect();
+            lines.push(cells(format!("all {}", rows.len()), &totals));
+            println!("{}", table(&["M × N × K", ">cycles", ">matrix cycles", ">ideal cycles"], lines));
+            println!("{:.1} million cycles per CPU-second", totals[0] as f64 / seconds / 1e6);
+        }
+    }
+    Ok(())
+}

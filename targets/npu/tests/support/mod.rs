@@ -1,0 +1,4 @@
+//! What the tests of lowerings share.
+
+pub mod case;
+pub mod executor;
