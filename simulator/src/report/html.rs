@@ -149,7 +149,8 @@ fn roofline(report: &Report) -> Option<Roofline> {
     let roof = polyline(intensities.map(|i| (x(i), y(peak.min(i * bandwidth)))));
     let point = |name: &str, macs: u128, bytes: u128, cycles: u64, is_run: bool| {
         let (intensity, rate) = (macs as f64 / bytes.max(1) as f64, macs as f64 / cycles.max(1) as f64);
-        let title = format!("{name}: {rate:.2} multiply-adds per cycle, {intensity:.2} per byte of DRAM");
+        let per_byte = if bytes == 0 { "without DRAM".to_string() } else { format!("{intensity:.2} per byte of DRAM") };
+        let title = format!("{name}: {rate:.2} multiply-adds per cycle, {per_byte}");
         Point { x: x(intensity), y: y(rate), title, is_run }
     };
     let moved = |a: &crate::tally::Amounts| a.dram_read_bytes + a.dram_write_bytes;
