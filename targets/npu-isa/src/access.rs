@@ -92,6 +92,13 @@ impl Access {
     }
 }
 
+/// Whether an instruction with these accesses does anything: rule Q4 of `ISA.md`. What writes no memory does.
+pub fn has_work(accesses: &[Access]) -> bool {
+    let no_list = accesses.iter().any(|a| a.operand == "index" && a.is_empty());
+    let mut writes = accesses.iter().filter(|a| a.kind.writes()).peekable();
+    !no_list && (writes.peek().is_none() || writes.any(|a| !a.is_empty()))
+}
+
 /// A register's value that an operand cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OperandFault {

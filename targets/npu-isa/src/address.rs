@@ -123,6 +123,11 @@ macro_rules! addresses {
                 /// The memory.
                 pub const MEMORY: Memory = Memory::$memory;
 
+                /// `base + offset`; an offset that has no place in the word is an error of encoding.
+                pub const fn new(base: Option<Reg>, offset: u32) -> Self {
+                    Self(Address { base, offset })
+                }
+
                 /// Its value, which a register may make negative: that is a fault.
                 pub fn value(self, regs: &Registers) -> i64 {
                     self.0.value(regs)

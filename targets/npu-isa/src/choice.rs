@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
 use crate::operand::{BadBits, Operand, Position};
@@ -58,7 +59,10 @@ macro_rules! choices {
                 }
                 fn parse(text: &str) -> Result<Self, String> {
                     let found = Self::ALL.iter().copied().find(|v| v.name() == text);
-                    found.ok_or_else(|| format!(concat!("wanted one of" $(, " `", $text, "`")*, ", found `{}`"), text))
+                    found.ok_or_else(|| {
+                        let names: Vec<String> = Self::ALL.iter().map(|v| format!("`{v}`")).collect();
+                        format!("wanted one of {}, found `{text}`", names.join(", "))
+                    })
                 }
                 fn is_default(&self) -> bool {
                     Position::$position == Position::Optional && *self as u64 == 0

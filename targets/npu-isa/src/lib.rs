@@ -2,9 +2,11 @@
 //!
 //! * [`table`]: the instruction table, [`table::Op`]; [`format`]: operands of each, their bits and what they touch.
 //! * [`instruction`]: an operation with its tokens ↔ a word of 128 bits ↔ text.
-//! * [`program`]: instructions with DRAM contents and names.
+//! * [`program`]: instructions with DRAM contents and names; [`builder`] makes them in code, [`asm`] from text, [`container`] from the bytes
+//!   of a `.npu` file, and [`disasm`] prints them.
+//! * [`verify`]: what is proved of a program before it runs.
 //! * [`machine`]: machine files and presets.
-//! * [`cost`]: cost classes; [`reference`]: the part of `ISA.md` that the tables say.
+//! * [`cost`]: cost classes; [`mod@reference`]: the part of `ISA.md` that the tables say.
 //!
 //! Not here: what instructions compute in code (the simulator), which instructions a model needs (the NPU target). `ISA.md` at the
 //! root of the repository is the specification of both.
@@ -37,8 +39,12 @@ extern crate std;
 
 pub mod access;
 pub mod address;
+pub mod asm;
+pub mod builder;
 pub mod choice;
+pub mod container;
 pub mod cost;
+pub mod disasm;
 pub mod format;
 pub mod instruction;
 pub mod machine;
@@ -46,6 +52,7 @@ pub mod operand;
 pub mod program;
 pub mod reference;
 pub mod table;
+pub mod verify;
 
 pub use choice::Queue;
 pub use cost::CostClass;

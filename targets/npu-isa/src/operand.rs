@@ -8,14 +8,8 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 /// The sequencer's registers as an instruction sees them when it is issued. Register 0 is always 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registers([i64; 32]);
-
-impl Default for Registers {
-    fn default() -> Self {
-        Self([0; 32])
-    }
-}
 
 impl Registers {
     /// Value of a register.
@@ -122,6 +116,11 @@ pub(crate) fn parse_int(text: &str) -> Option<i64> {
         None => (10, digits),
     };
     let mut seen = false;
+    if !digits.starts_with(|c: char| c.is_ascii_hexdigit())
+        || (radix == 10 && !digits.starts_with(|c: char| c.is_ascii_digit()))
+    {
+        return None;
+    }
     for c in digits.chars().filter(|c| *c != '_') {
         value = value * radix + i128::from(c.to_digit(radix as u32)?);
         seen = true;

@@ -13,6 +13,24 @@ pub const MAX_LOOP_DEPTH: usize = 8;
 /// Most instructions of a program.
 pub const MAX_INSTRUCTIONS: usize = 1 << 24;
 
+/// One past the last byte of DRAM that a segment can have.
+pub const MAX_DRAM: u64 = 1 << 40;
+/// Longest name, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// Whether segments and labels can be called that: letters, digits, `_` and `.`, not beginning with a digit or a point, and no
+/// word of the assembly language.
+pub fn is_name(name: &str) -> bool {
+    let begins = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let all = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
+    begins && all && name.len() <= MAX_NAME && !crate::asm::is_reserved(name)
+}
+
+/// Whether reports can call something that: no control characters, no `"` and no `\\`.
+pub fn is_title(title: &str) -> bool {
+    title.len() <= MAX_NAME && !title.chars().any(|c| c.is_control() || c == '"' || c == '\\')
+}
+
 /// A part of DRAM that has contents or a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
@@ -22,7 +40,7 @@ pub struct Segment {
     pub len_bytes: u64,
     /// Contents at the start, no longer than `len_bytes`.
     pub bytes: Vec<u8>,
-    /// Its name, or nothing.
+    /// Its name, see [`is_name`].
     pub name: String,
 }
 
@@ -131,8 +149,11 @@ impl Program {
                     }
                     Some(_) => (),
                 },
-                _ if (at == last) != matches!(instruction.op, Op::Halt(_)) => {
-                    return Err(error(at, "`halt` as the last instruction and nowhere else", last as u64, at as u64));
+                Op::Halt(_) if at != last => {
+                    return Err(error(at, "position of `halt`, which ends the program", last as u64, at as u64));
+                }
+                _ if at == last && !matches!(instruction.op, Op::Halt(_)) => {
+                    return Err(error(at, "number of `halt`s behind the last instruction", 1, 0));
                 }
                 _ => (),
             }

@@ -60,8 +60,8 @@ impl DramPreset {
                 trfc_ps: 0,
                 trefi_ps: 0,
             }),
-            // A Raspberry Pi 4 has LPDDR4-3200 on 32 lines, of which its fabric lets about 4 GB/s through (measured with
-            // streaming copies). Modelled as what delivers that: one channel of 16 lines at 2133 MT/s, 4.27 GB/s less 7.2 %
+            // A Raspberry Pi 4 has LPDDR4-3200 on 32 lines, of which about 4 GB/s reach its cores: the figure that this
+            // project plans with. Modelled as what delivers that: one channel of 16 lines at 2133 MT/s, 4.27 GB/s less 7.2 %
             // of refresh. JESD209-4: 8 banks, pages of 2 KiB, tRCD and tRP (per bank) 18 ns, tRAS 42 ns, read latency 20
             // clocks of 0.9375 ns at this rate, tRFCab 280 ns for 8 Gb per channel, tREFI 3.904 µs. 4 GiB as the board.
             DramPreset::Lpddr4 => Some(Dram {

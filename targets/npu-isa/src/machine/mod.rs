@@ -57,6 +57,10 @@ impl MachineError {
         Self::new(row.name, row.kind.to_string(), given)
     }
 
+    fn missing(row: &KeyRow) -> Self {
+        Self::new(row.name, row.kind.to_string(), "nothing")
+    }
+
     fn unknown(key: &str) -> Self {
         let key: String = key.chars().take(80).collect();
         let (section, last) = key.rsplit_once('.').unwrap_or(("", &key));
@@ -100,18 +104,14 @@ impl Machine {
     /// Sets one key, as `--set` does: `("matrix.weight_overlap", "true")`. `dram.preset` sets all of its section. The
     /// machine stays as it was if that makes no machine.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), MachineError> {
-        let row = KEYS.iter().find(|row| row.name == key).ok_or_else(|| MachineError::unknown(key))?;
-        let digits = value.replace('_', "");
-        let given = match (value, digits.parse::<u64>()) {
-            ("true", _) => Given::Flag(true),
-            ("false", _) => Given::Flag(false),
-            (_, Ok(n)) => Given::Number(n.into()),
-            (text, Err(_)) => Given::Text(text),
-        };
+        self.set_all([(key, value)])
+    }
+
+    /// Sets keys in order; only after the last they have to make a machine.
+    pub fn set_all<'a>(&mut self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), MachineError> {
         let mut changed = self.clone();
-        changed.store(row, given)?;
-        if let (KeyKind::Preset, Some(values)) = (row.kind, changed.dram.preset.values()) {
-            changed.dram = values;
+        for (key, value) in pairs {
+            changed.apply(key, value)?;
         }
         changed.check()?;
         *self = changed;
@@ -119,11 +119,47 @@ impl Machine {
     }
 
     /// `key=value`, as on the command line.
-    pub fn set_pair(&mut self, pair: &str) -> Result<(), MachineError> {
-        match pair.split_once('=') {
-            Some((key, value)) => self.set(key.trim(), value.trim()),
-            None => Err(MachineError::new(pair, "key=value", "no `=`")),
+    pub fn pair(pair: &str) -> Result<(&str, &str), MachineError> {
+        let cut = pair.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+        cut.ok_or_else(|| MachineError::new(pair, "key=value", "no `=`"))
+    }
+
+    /// From the keys and values of [`Machine::settings`], every key once.
+    pub fn from_settings<'a>(
+        name: &str,
+        settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Machine, MachineError> {
+        let mut machine = Machine::empty();
+        machine.name = name.chars().take(80).collect();
+        let mut values = [None; KEYS.len()];
+        for (key, value) in settings {
+            let place = KEYS.iter().position(|row| row.name == key).ok_or_else(|| MachineError::unknown(key))?;
+            if values[place].replace(value).is_some() {
+                return Err(MachineError::new(key, "one value", "two"));
+            }
         }
+        // In the order of the table the preset comes before what it sets.
+        for (row, value) in KEYS.iter().zip(values) {
+            machine.apply(row.name, value.ok_or_else(|| MachineError::missing(row))?)?;
+        }
+        machine.check()?;
+        Ok(machine)
+    }
+
+    /// Sets one key, whatever that makes.
+    fn apply(&mut self, key: &str, value: &str) -> Result<(), MachineError> {
+        let row = KEYS.iter().find(|row| row.name == key).ok_or_else(|| MachineError::unknown(key))?;
+        let given = match (value, value.replace('_', "").parse::<u64>()) {
+            ("true", _) => Given::Flag(true),
+            ("false", _) => Given::Flag(false),
+            (_, Ok(n)) => Given::Number(n.into()),
+            (text, Err(_)) => Given::Text(text),
+        };
+        self.store(row, given)?;
+        if let (KeyKind::Preset, Some(values)) = (row.kind, self.dram.preset.values()) {
+            self.dram = values;
+        }
+        Ok(())
     }
 
     /// SHA-256 of all keys and values, in the order of [`KEYS`], as lines `key=value`. The name is no part of it.

@@ -70,7 +70,7 @@ impl Machine {
         }
         let find = |key: &str| flat.iter().find(|(k, _)| k == key).map(|(_, v)| *v);
         if let Some(row) = KEYS.iter().find(|row| row.kind == KeyKind::Preset) {
-            let preset = find(row.name).ok_or_else(|| missing(row.name, &row.kind.to_string()))?;
+            let preset = find(row.name).ok_or_else(|| MachineError::missing(row))?;
             machine.store(row, given(preset))?;
             if let Some(values) = machine.dram.preset.values() {
                 machine.dram = values;
@@ -80,14 +80,10 @@ impl Machine {
             match find(row.name) {
                 Some(value) => machine.store(row, given(value))?,
                 None if row.name.starts_with("dram.") && machine.dram.preset != DramPreset::Custom => (),
-                None => return Err(missing(row.name, &row.kind.to_string())),
+                None => return Err(MachineError::missing(row)),
             }
         }
         machine.check()?;
         Ok(machine)
     }
-}
-
-fn missing(key: &str, wanted: &str) -> MachineError {
-    MachineError::new(key, wanted, "nothing")
 }

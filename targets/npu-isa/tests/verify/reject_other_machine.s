@@ -1,0 +1,3 @@
+.machine edge-32
+halt
+;~ machine: wanted the hash 87ebad2dcb51a7f3… of edge-16, found b9561da9ce3ecbb4…
