@@ -12,7 +12,7 @@ pub(crate) struct Extent {
     pub groups: u64,
     /// Elements per step's direction; of bytes that are moved, groups of 4.
     pub cols: u64,
-    /// Whether a count of 0 says that nothing is written, whatever the data (rule Q4).
+    /// Whether a count of 0 says that nothing is written or no list is read (rule Q4).
     pub idle: bool,
 }
 
@@ -35,6 +35,8 @@ pub(crate) fn extent(op: &Op, regs: &Registers) -> Extent {
     };
     // Rows alone decide whether anything is written.
     let rowwise = |e: Extent| Extent { idle: e.rows == 0, ..e };
+    // Without places to write to there is no work either.
+    let without = |e: Extent, places: i64| Extent { idle: e.idle || places == 0, ..e };
     let always = |e: Extent| Extent { idle: false, ..e };
     let select = |rows: Maybe, cols: i64| of(rows.value_or(regs, 1), 1, cols);
     match op {
@@ -57,8 +59,8 @@ pub(crate) fn extent(op: &Op, regs: &Registers) -> Extent {
         Op::Load(f) => of(f.rows.value_or(regs, 1), f.planes.value_or(regs, 1), f.row_bytes.value(regs)),
         Op::Store(f) => of(f.rows.value_or(regs, 1), f.planes.value_or(regs, 1), f.row_bytes.value(regs)),
         Op::LoadRows(f) => of(f.rows.value_or(regs, 1), 1, f.row_bytes.value(regs)),
-        Op::StoreRows(f) => of(f.rows.value_or(regs, 1), 1, f.row_bytes.value(regs)),
-        Op::StoreAddRows(f) => of(f.rows.value_or(regs, 1), 1, f.row_bytes.value(regs)),
+        Op::StoreRows(f) => without(of(f.rows.value_or(regs, 1), 1, f.row_bytes.value(regs)), f.bound.value(regs)),
+        Op::StoreAddRows(f) => without(of(f.rows.value_or(regs, 1), 1, f.row_bytes.value(regs)), f.bound.value(regs)),
         Op::Preload(f) => always(of(f.k.value(regs), 1, f.n.value(regs))),
         Op::PreloadScaled(f) => always(of(f.k.value(regs), 1, f.n.value(regs))),
         Op::Pass(f) => rowwise(of(f.rows.value(regs), 1, f.k.value(regs))),
@@ -101,7 +103,7 @@ pub(crate) fn extent(op: &Op, regs: &Registers) -> Extent {
             let e = of(f.rows.value_or(regs, 1), 1, f.row_bytes.value(regs));
             Extent { cols: e.cols.div_ceil(4), ..e }
         }
-        Op::VScatterAdd(f) => of(f.rows.value_or(regs, 1), 1, f.cols.value(regs)),
+        Op::VScatterAdd(f) => without(of(f.rows.value_or(regs, 1), 1, f.cols.value(regs)), f.bound.value(regs)),
         Op::TopK(f) => select(f.rows, f.cols.value(regs)),
         Op::Threshold(f) => select(f.rows, f.cols.value(regs)),
         Op::TopP(f) => select(f.rows, f.cols.value(regs)),
@@ -109,9 +111,8 @@ pub(crate) fn extent(op: &Op, regs: &Registers) -> Extent {
         Op::Bidirectional(f) => select(f.rows, f.cols.value(regs)),
         // Its table is written in any case.
         Op::Group(f) => always(of(f.rows.value_or(regs, 1), 1, f.cols.value(regs))),
-        Op::Compact(f) => of(f.rows.value_or(regs, 1), 1, f.cols.value(regs)),
-        Op::Append(f) => of(1, 1, f.cap.value(regs).min(1)),
-        Op::Admit(_) => always(of(1, 1, 1)),
+        Op::Compact(f) => without(of(f.rows.value_or(regs, 1), 1, f.cols.value(regs)), f.most.value_or(regs, 1)),
+        Op::Append(_) | Op::Admit(_) => always(of(1, 1, 1)),
         Op::Iota(f) => of(1, 1, f.count.value(regs)),
     }
 }

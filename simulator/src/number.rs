@@ -78,21 +78,23 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }
 
+/// The f32 with a pattern: constants that ISA.md gives so.
+const fn bits(pattern: u32) -> f32 {
+    f32::from_bits(pattern)
+}
+
 /// eˣ.
 #[inline]
-#[allow(clippy::excessive_precision)]
 pub fn exp(x: f32) -> f32 {
+    const TAIL: [f32; 5] = [bits(0x3ab7_43ce), bits(0x3c08_8908), bits(0x3d2a_a9c1), bits(0x3e2a_aaaa), 0.5];
     if x.is_nan() {
         return x;
     }
     let x = x.clamp(-104.0, 89.0);
-    let n = x.mul_add(1.44269504, ROUNDER) - ROUNDER;
-    let r = n.mul_add(-0.693359375, x);
-    let r = n.mul_add(2.12194440e-4, r);
-    let mut p = 1.98756912e-4f32;
-    for c in [1.39819994e-3, 8.33345205e-3, 4.16657962e-2, 1.66666657e-1, 0.5] {
-        p = p.mul_add(r, c);
-    }
+    let n = x.mul_add(bits(0x3fb8_aa3b), ROUNDER) - ROUNDER;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(bits(0x395e_8083), r);
+    let p = TAIL.iter().fold(bits(0x3950_6967), |p, c| p.mul_add(r, *c));
     let p = (r * r).mul_add(p, r) + 1.0;
     let n = n as i32;
     let h = n >> 1;
@@ -100,8 +102,17 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// Natural logarithm.
-#[allow(clippy::excessive_precision)]
 pub fn ln(x: f32) -> f32 {
+    const TAIL: [f32; 8] = [
+        bits(0xbdeb_d1b8),
+        bits(0x3def_251a),
+        bits(0xbdfe_5d4f),
+        bits(0x3e11_e9bf),
+        bits(0xbe2a_ae50),
+        bits(0x3e4c_ceac),
+        bits(0xbe7f_fffc),
+        bits(0x3eaa_aaaa),
+    ];
     if x.is_nan() || x < 0.0 {
         return f32::NAN;
     }
@@ -112,35 +123,23 @@ pub fn ln(x: f32) -> f32 {
         return x;
     }
     let (x, shift) = if x < f32::MIN_POSITIVE { (x * 8_388_608.0, -23) } else { (x, 0) };
-    let bits = x.to_bits();
+    let pattern = x.to_bits();
     // 0.5 ≤ m < 1.
-    let k = (bits >> 23) as i32 - 126;
-    let m = f32::from_bits(bits & 0x007f_ffff | 0x3f00_0000);
+    let k = (pattern >> 23) as i32 - 126;
+    let m = bits(pattern & 0x007f_ffff | 0x3f00_0000);
     let mut e = (shift + k) as f32;
-    let f = if m < 0.707106781 {
+    let f = if m < bits(0x3f35_04f3) {
         e -= 1.0;
         (m + m) - 1.0
     } else {
         m - 1.0
     };
     let z = f * f;
-    let mut y = 7.0376836292e-2f32;
-    for c in [
-        -1.1514610310e-1,
-        1.1676998740e-1,
-        -1.2420140846e-1,
-        1.4249322787e-1,
-        -1.6668057665e-1,
-        2.0000714765e-1,
-        -2.4999993993e-1,
-        3.3333331174e-1,
-    ] {
-        y = y.mul_add(f, c);
-    }
+    let y = TAIL.iter().fold(bits(0x3d90_21bb), |y, c| y.mul_add(f, *c));
     let y = (y * f) * z;
-    let y = e.mul_add(-2.12194440e-4, y);
+    let y = e.mul_add(bits(0xb95e_8083), y);
     let y = z.mul_add(-0.5, y);
-    e.mul_add(0.693359375, f + y)
+    e.mul_add(0.693_359_4, f + y)
 }
 
 /// x / (1 + exp(0 − x)).
@@ -151,9 +150,8 @@ pub fn silu(x: f32) -> f32 {
 
 /// x / (1 + exp(0 − u)) with u of the tanh form.
 #[inline]
-#[allow(clippy::excessive_precision)]
 pub fn gelu(x: f32) -> f32 {
-    let u = x * (x * x).mul_add(0.0713548162, 1.59576912);
+    let u = x * (x * x).mul_add(bits(0x3d92_2279), bits(0x3fcc_422a));
     x / (1.0 + exp(0.0 - u))
 }
 
@@ -298,6 +296,8 @@ mod tests {
             let (got, right) = (ln(x), f64::from(x).ln());
             assert!((f64::from(got) - right).abs() <= 2.0 * ulp(got).max(1e-7), "ln({x}) = {got}");
         }
+        // Exact in f32, though not written with all digits.
+        assert_eq!(0.693_359_4f32, 355.0 / 512.0);
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(-104.0), 0.0);
         assert_eq!(exp(89.0), f32::INFINITY);

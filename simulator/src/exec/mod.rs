@@ -8,9 +8,9 @@ mod matrix;
 mod route;
 mod vector;
 
-use lapidary_npu_isa::access::{Access, AccessKind, Wanted};
+use lapidary_npu_isa::access::{Access, AccessKind, OperandFault, Wanted, has_work};
 use lapidary_npu_isa::address::Memory;
-use lapidary_npu_isa::{Instruction, Machine, Op, Queue, Registers};
+use lapidary_npu_isa::{CostClass, Instruction, Machine, Op, Queue, Registers};
 
 use crate::cost::{Extent, bad_count, cost, extent};
 use crate::error::{Limit, Stop, Wrong};
@@ -96,22 +96,19 @@ impl<'a> Executor<'a> {
     ) -> Result<Work, Stop> {
         let op = &instruction.op;
         let extent = extent(op, regs);
-        self.check_reference(op, regs, &extent)?;
         let accesses = match op.accesses(regs) {
-            Ok(accesses) => accesses,
-            Err(fault) if extent.idle => {
-                // Addresses of an instruction without work can be anything.
+            Ok(accesses) if has_work(&accesses) && op.row().class != CostClass::Sync => accesses,
+            Ok(_) => return Ok(Work::Short),
+            // Without work nothing is touched, so nothing has to be aligned.
+            Err(OperandFault { wanted: Wanted::MultipleOf(_), .. }) if extent.idle => {
                 return match bad_count(op, regs) {
                     Some((operand, found)) => Err(Wrong::new(operand, Wanted::Size, found).into()),
-                    None if fault.operand == "row_bytes" => Err(operand_fault(fault)),
                     None => Ok(Work::Short),
                 };
             }
             Err(fault) => return Err(operand_fault(fault)),
         };
-        if extent.idle {
-            return Ok(Work::Short);
-        }
+        self.check_reference(op, regs)?;
         self.check_bounds(&accesses)?;
         self.spend(extent.work() / 16 + 1)?;
         let outcome = self.execute(op, regs, &accesses)?;
@@ -121,14 +118,14 @@ impl<'a> Executor<'a> {
     }
 
     /// Faults that the reference names and that no data decide.
-    fn check_reference(&self, op: &Op, regs: &Registers, extent: &Extent) -> Result<(), Wrong> {
+    fn check_reference(&self, op: &Op, regs: &Registers) -> Result<(), Wrong> {
         let (rows, cols) = (self.machine.matrix.rows as i64, self.machine.matrix.cols as i64);
         let at_most = |what: &str, most: i64, found: i64| match found <= most {
             true => Ok(()),
             false => Err(Wrong::new(what, format!("at most {most}"), found)),
         };
         let tile = |k, n| at_most("k", rows, k).and_then(|()| at_most("n", cols, n));
-        let same_k = |k: i64| match k == self.tile.k as i64 || extent.idle {
+        let same_k = |k: i64| match k == self.tile.k as i64 {
             true => Ok(()),
             false => Err(Wrong::new("k", format!("the tile's {}", self.tile.k), k)),
         };
@@ -198,18 +195,17 @@ impl<'a> Executor<'a> {
         if self.values {
             return self.compute(op, regs);
         }
-        match op {
-            Op::Preload(f) => {
-                let (k, n) = (f.k.value(regs) as usize, f.n.value(regs) as usize);
-                self.tile = matrix::ArrayTile::size_only(f.codes, k, n);
-                return Ok(Outcome::default());
+        if op.row().queue == Queue::Matrix {
+            // Of the array only the size of its tile, which passes have to agree with.
+            let size = match op {
+                Op::Preload(f) => Some((f.codes, f.k, f.n)),
+                Op::PreloadScaled(f) => Some((f.codes, f.k, f.n)),
+                _ => None,
+            };
+            if let Some((codes, k, n)) = size {
+                self.tile = matrix::ArrayTile::size_only(codes, k.value(regs) as usize, n.value(regs) as usize);
             }
-            Op::PreloadScaled(f) => {
-                let (k, n) = (f.k.value(regs) as usize, f.n.value(regs) as usize);
-                self.tile = matrix::ArrayTile::size_only(f.codes, k, n);
-                return Ok(Outcome::default());
-            }
-            _ => (),
+            return Ok(Outcome::default());
         }
         let to_weights = accesses.iter().any(|a| a.memory == Memory::Weights && a.kind.writes());
         let known = self.knows(accesses) && !to_weights;
@@ -394,6 +390,6 @@ impl<'a> Executor<'a> {
     }
 }
 
-fn operand_fault(fault: lapidary_npu_isa::access::OperandFault) -> Stop {
+fn operand_fault(fault: OperandFault) -> Stop {
     Wrong::new(fault.operand, fault.wanted, fault.found).into()
 }

@@ -199,6 +199,9 @@ fn compact(sp: &mut [u8], regs: &Registers, f: &Compact) -> Result<u64, Wrong> {
 
 fn append(sp: &mut [u8], regs: &Registers, f: &RingAppend) {
     let (ring, cap) = (f.ring.value(regs) as u64, f.cap.value(regs) as u64);
+    if cap == 0 {
+        return;
+    }
     let n = word(sp, ring);
     set_word(sp, ring + 4 + 4 * (u64::from(n) % cap), f.token.value(regs) as u32);
     set_word(sp, ring, n.wrapping_add(1));

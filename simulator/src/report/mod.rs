@@ -1,10 +1,28 @@
 //! What a run says: the numbers, and their text, JSON, CSV, trace and page.
+//!
+//! | | |
+//! |---|---|
+//! | [`text`](text::summary) | what a person wants to know first |
+//! | [`json`](json::to_json) | everything, `lapidary.sim/1` |
+//! | [`csv`](csv::by_class) | one line per cost class |
+//! | [`trace::ChromeTrace`] | an observer that writes events, for Perfetto |
+//! | [`timeline::Timeline`] | an observer that keeps what [`html::page`] draws |
+
+pub mod csv;
+pub mod html;
+pub mod json;
+pub mod text;
+pub mod timeline;
+pub mod trace;
 
 use lapidary_npu_isa::{CostClass, Machine, Queue};
 
 use crate::ledger::Cause;
 use crate::tally::{Amounts, Part, Share, Tally};
 use crate::timing::dram::DramCounts;
+
+/// Units in the order of reports.
+pub const UNITS: [Queue; 6] = [Queue::Matrix, Queue::Vector, Queue::Load, Queue::Store, Queue::Route, Queue::Sequencer];
 
 /// Everything that was counted.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +35,7 @@ pub struct Report {
     pub cycles: u64,
     /// Cycles of each unit ([`Queue::index`]) by cause ([`Cause::ALL`]); each unit's add up to `cycles`.
     pub cycles_by_cause: [[u64; Cause::ALL.len()]; 6],
-    /// What DRAM did.
+    /// What DRAM did; with `dram.preset = "ideal"` nothing.
     pub dram: DramCounts,
     /// All amounts.
     pub total: Amounts,
@@ -25,6 +43,15 @@ pub struct Report {
     pub classes: Vec<(CostClass, Share)>,
     /// By label and module, in the order of their first instruction.
     pub parts: Vec<Part>,
+}
+
+/// What has the highest share of its time busy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bound {
+    /// A unit, or `dram`.
+    pub by: &'static str,
+    /// Busy cycles over all cycles.
+    pub share: f64,
 }
 
 impl Report {
@@ -44,5 +71,79 @@ impl Report {
     /// Cycles in which a unit worked.
     pub fn busy_cycles(&self, queue: Queue) -> u64 {
         self.cycles_by_cause[queue.index()][Cause::Busy as usize]
+    }
+
+    /// Cycles that a unit spent on something.
+    pub fn spent_cycles(&self, queue: Queue, cause: Cause) -> u64 {
+        self.cycles_by_cause[queue.index()][cause as usize]
+    }
+
+    /// Time of the run at the machine's clock.
+    pub fn latency_ms(&self) -> f64 {
+        self.cycles as f64 / (self.machine.clock_mhz as f64 * 1e3)
+    }
+
+    /// Energy of the run.
+    pub fn energy_uj(&self) -> f64 {
+        self.total.energy_fj as f64 / 1e9
+    }
+
+    /// Multiply-adds over those that the array could have made.
+    pub fn utilisation(&self) -> f64 {
+        let most = (self.machine.matrix.rows * self.machine.matrix.cols) as f64 * self.cycles as f64;
+        if self.cycles == 0 { 0.0 } else { self.total.macs as f64 / most }
+    }
+
+    /// Share of its time that the DRAM's bus moves data, of all channels.
+    pub fn dram_share(&self) -> f64 {
+        let moved_ps = self.dram.requests as f64 * self.machine.burst_ps() as f64;
+        let most_ps = self.cycles as f64 * 1e6 / self.machine.clock_mhz as f64 * self.machine.dram.channels as f64;
+        if self.cycles == 0 { 0.0 } else { moved_ps / most_ps }
+    }
+
+    /// Bytes per cycle that the DRAM's bus can move.
+    pub fn dram_bytes_per_cycle(&self) -> f64 {
+        let burst_cycles = self.machine.burst_ps() as f64 * self.machine.clock_mhz as f64 / 1e6;
+        self.machine.dma.burst_bytes as f64 * self.machine.dram.channels as f64 / burst_cycles
+    }
+
+    /// What the run is bound by, as far as shares say: the unit or memory that is busy most. LOAD and STORE, whose work is the
+    /// DRAM's, are not asked.
+    pub fn bound(&self) -> Bound {
+        let share = |queue| if self.cycles == 0 { 0.0 } else { self.busy_cycles(queue) as f64 / self.cycles as f64 };
+        let units = UNITS.into_iter().filter(|queue| !matches!(queue, Queue::Load | Queue::Store));
+        let mut bound = Bound { by: "dram", share: self.dram_share() };
+        for queue in units {
+            if share(queue) > bound.share {
+                bound = Bound { by: queue.name(), share: share(queue) };
+            }
+        }
+        bound
+    }
+
+    /// By label, all modules of it together.
+    pub fn ops(&self) -> Vec<(&str, Share)> {
+        let mut ops: Vec<(&str, Share)> = Vec::new();
+        for part in &self.parts {
+            match ops.iter_mut().find(|(name, _)| *name == part.name) {
+                Some((_, share)) => share.add(&part.share),
+                None => ops.push((&part.name, part.share.clone())),
+            }
+        }
+        ops
+    }
+
+    /// By module number, all labels of it together.
+    pub fn modules(&self) -> Vec<(i64, Share)> {
+        let mut modules: Vec<(i64, Share)> = Vec::new();
+        for part in &self.parts {
+            let Some(number) = part.module else { continue };
+            match modules.iter_mut().find(|(module, _)| *module == number) {
+                Some((_, share)) => share.add(&part.share),
+                None => modules.push((number, part.share.clone())),
+            }
+        }
+        modules.sort_by_key(|(number, _)| *number);
+        modules
     }
 }
