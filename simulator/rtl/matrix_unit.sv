@@ -52,11 +52,13 @@ module matrix_unit #(
 
     // The sequencer: one instruction per cycle.
     logic [31:0][63:0] regs;
-    logic is_halt, is_li, is_matrix, full, push;
+    logic is_halt, is_li, is_matrix, is_elsewhere, full, push;
     logic [4:0] li_rd;
     logic [63:0] li_value;
     matrix_op_t issued;
-    matrix_word decoder (.word, .regs, .is_halt, .is_li, .is_matrix, .li_rd, .li_value, .op(issued));
+    matrix_word decoder (
+        .word, .regs, .is_halt, .is_li, .is_matrix, .is_elsewhere, .li_rd, .li_value, .op(issued)
+    );
     assign push = is_matrix && !full && !halted && !reset;
     always_ff @(posedge clock) begin
         if (reset) begin
@@ -67,8 +69,8 @@ module matrix_unit #(
         end else if (!halted) begin
             if (is_li && li_rd != 0) regs[li_rd] <= li_value;
             if (is_halt) halted <= 1'b1;
-            else if (is_li || push) position <= position + 1;
-            if (!is_halt && !is_li && !is_matrix) unknown_word <= 1'b1;
+            else if (is_li || is_elsewhere || push) position <= position + 1;
+            if (!is_halt && !is_li && !is_elsewhere && !is_matrix) unknown_word <= 1'b1;
         end
     end
 

@@ -27,12 +27,15 @@ module matrix_word (
     output logic               is_halt,
     output logic               is_li,
     output logic               is_matrix,
+    // `sync` of another queue: issuing takes its cycle, what it waits for is not our matter.
+    output logic               is_elsewhere,
     output logic [4:0]         li_rd,
     output logic [63:0]        li_value,
     output matrix_op_t         op
 );
     localparam logic [6:0] HALT = 7'h01;
     localparam logic [6:0] LI = 7'h02;
+    localparam logic [6:0] SYNC = 7'h10;
     localparam logic [6:0] PRELOAD = 7'h20;
     localparam logic [6:0] PRELOAD_SCALED = 7'h21;
     localparam logic [6:0] PASS = 7'h22;
@@ -62,6 +65,8 @@ module matrix_word (
     assign is_halt = opcode == HALT;
     assign is_li = opcode == LI;
     assign is_matrix = opcode >= PRELOAD && opcode <= PASS_SCALED;
+    // Queues: sequencer (0), load, store, matrix (3), vector, route.
+    assign is_elsewhere = opcode == SYNC && word[29:27] != 3'd0 && word[29:27] != 3'd3;
     assign li_rd = word[31:27];
     assign li_value = word[95:32];
 

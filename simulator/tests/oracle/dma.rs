@@ -44,7 +44,7 @@ fn boxed(m: &mut Memories, o: &Operands<'_>, to: Place, from: Place, unpack: boo
     };
     let src = run("src", from, row_bytes);
     let dst = run("dst", to, row_bytes.saturating_mul(wide));
-    Checks::default().run(src).run(dst).finish(m)?;
+    Checks::default().work(!dst.is_empty()).run(src).run(dst).finish(m)?;
     if src.is_empty() {
         return Ok(());
     }
@@ -78,29 +78,20 @@ fn rows_run(place: Place, begin: i64, rows: i64, bytes: i64, stride: Option<i64>
     Run { place, begin, bytes, rows, stride, planes: 1, plane_stride: 0, element }
 }
 
-/// One row of a table: where it begins, inside its memory.
-fn table_row(m: &Memories, place: Place, begin: i64, at: i64, stride: i64, bytes: i64) -> Result<i64, Faults> {
-    let first = i128::from(begin) + i128::from(at) * i128::from(stride);
-    let outside = first < 0 || first + i128::from(bytes) > m.size(place);
-    if outside { Err(vec![Kind::Outside]) } else { Ok(first as i64) }
-}
-
 fn load_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, row_bytes, list) = rows_of(o);
     let unpack = o.flag("unpack");
     let wide = if unpack { 2 } else { 1 };
     let to = target(o);
     let dst = rows_run(to, o.address("dst"), rows, row_bytes.saturating_mul(wide), o.maybe("dst_stride"), 1);
-    let src = o.address("src");
-    let src_stride = o.maybe("src_stride").unwrap_or(row_bytes);
-    let first = rows_run(Place::Dram, src, rows.min(1), row_bytes, Some(src_stride), 1);
-    Checks::default().run(list).run(dst).run(first).counts(&[src_stride, o.reg("bound")]).finish(m)?;
+    let table = rows_run(Place::Dram, o.address("src"), o.reg("bound"), row_bytes, o.maybe("src_stride"), 1);
+    Checks::default().work(!dst.is_empty()).run(list).run(dst).run(table).finish(m)?;
     if dst.is_empty() {
         return Ok(());
     }
     for i in 0..rows {
         let at = index(m, list.begin, i, o.reg("bound"))?;
-        let from = table_row(m, Place::Dram, src, at, src_stride, row_bytes)?;
+        let from = table.begin + at * table.stride;
         for b in 0..row_bytes {
             move_byte(m, (to, dst.begin + i * dst.stride + b * wide), (Place::Dram, from + b), unpack);
         }
@@ -111,16 +102,15 @@ fn load_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
 fn store_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, row_bytes, list) = rows_of(o);
     let src = rows_run(Place::Scratchpad, o.address("src"), rows, row_bytes, o.maybe("src_stride"), 1);
-    let dst = o.address("dst");
-    let dst_stride = o.maybe("dst_stride").unwrap_or(row_bytes);
-    let first = rows_run(Place::Dram, dst, rows.min(1), row_bytes, Some(dst_stride), 1);
-    Checks::default().run(list).run(src).run(first).counts(&[dst_stride, o.reg("bound")]).finish(m)?;
-    if src.is_empty() {
+    let table = rows_run(Place::Dram, o.address("dst"), o.reg("bound"), row_bytes, o.maybe("dst_stride"), 1);
+    let work = !src.is_empty() && !table.is_empty();
+    Checks::default().work(work).run(list).run(src).run(table).finish(m)?;
+    if !work {
         return Ok(());
     }
     for i in 0..rows {
         let at = index(m, list.begin, i, o.reg("bound"))?;
-        let to = table_row(m, Place::Dram, dst, at, dst_stride, row_bytes)?;
+        let to = table.begin + at * table.stride;
         for b in 0..row_bytes {
             move_byte(m, (Place::Dram, to + b), (Place::Scratchpad, src.begin + i * src.stride + b), false);
         }
@@ -131,21 +121,15 @@ fn store_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
 fn store_add_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, row_bytes, list) = rows_of(o);
     let src = rows_run(Place::Scratchpad, o.address("src"), rows, row_bytes, o.maybe("src_stride"), 4);
-    let dst = o.address("dst");
-    let dst_stride = o.maybe("dst_stride").unwrap_or(row_bytes);
-    let first = rows_run(Place::Dram, dst, rows.min(1), row_bytes, Some(dst_stride), 4);
-    let mut checks = Checks::default();
-    checks.run(list).run(src).run(first).multiple(row_bytes, 4);
-    if rows > 1 {
-        checks.multiple(dst_stride, 4);
-    }
-    checks.counts(&[dst_stride, o.reg("bound")]).finish(m)?;
-    if src.is_empty() {
+    let table = rows_run(Place::Dram, o.address("dst"), o.reg("bound"), row_bytes, o.maybe("dst_stride"), 4);
+    let work = !src.is_empty() && !table.is_empty();
+    Checks::default().work(work).run(list).run(src).run(table).multiple(row_bytes, 4).finish(m)?;
+    if !work {
         return Ok(());
     }
     for i in 0..rows {
         let at = index(m, list.begin, i, o.reg("bound"))?;
-        let to = table_row(m, Place::Dram, dst, at, dst_stride, row_bytes)? as usize;
+        let to = (table.begin + at * table.stride) as usize;
         for j in 0..(row_bytes / 4) as usize {
             let bytes = &mut m.dram[to + 4 * j..to + 4 * j + 4];
             let there = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);

@@ -14,9 +14,11 @@ mod products;
 mod programs;
 mod route;
 mod sequencer;
+mod simulated;
 mod spec;
 mod vector;
 
 mod tests_numbers;
 mod tests_oracle;
 mod tests_quantization;
+mod tests_simulator;

@@ -39,7 +39,7 @@ fn preload(m: &Memories, tile: &mut Tile, o: &Operands<'_>, scaled: bool) -> Res
         element: 1,
     };
     let mut checks = Checks::default();
-    checks.limit(k > m.array_rows as i64).limit(n > m.array_cols as i64).run(run);
+    checks.counts(&[k, n]).limit(k > m.array_rows as i64).limit(n > m.array_cols as i64).run(run);
     if scaled {
         checks.run(Run::flat(Place::Weights, o.address("scales"), n.saturating_mul(2), 2));
     }
@@ -74,18 +74,17 @@ fn pass(m: &mut Memories, tile: &Tile, o: &Operands<'_>, scaled: bool) -> Result
     let accumulate = o.flag("accumulate");
     let sums = if scaled { o.address("sums") } else { acc };
     let append = scaled && o.flag("append");
-    let mut checks = Checks::default();
-    checks.counts(&[rows, k]);
-    if rows == 0 {
-        return checks.finish(m);
-    }
     let run =
         Run { place: Place::Scratchpad, begin: a, bytes: k, rows, stride, planes: 1, plane_stride: 0, element: 1 };
-    checks.limit(k != tile.k).run(run).accumulators(acc, rows);
+    let mut checks = Checks::default();
+    checks.work(rows != 0).limit(rows != 0 && k != tile.k).run(run).accumulators(acc, rows);
     if scaled && accumulate {
         checks.accumulators(sums, rows);
     }
     checks.finish(m)?;
+    if rows == 0 {
+        return Ok(());
+    }
     let cols = m.array_cols as i64;
     let before = m.accumulators.clone();
     for i in 0..rows {

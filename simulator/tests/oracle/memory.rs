@@ -212,6 +212,8 @@ impl Run {
 #[derive(Debug, Default)]
 pub struct Checks {
     faults: Faults,
+    /// Without work nothing is touched: only what no operand can be is a fault.
+    idle: bool,
     runs: Vec<Run>,
     acc: Vec<(i64, i64)>,
 }
@@ -253,6 +255,12 @@ impl Checks {
         self
     }
 
+    /// Whether it has work (ISA.md, Q4).
+    pub fn work(&mut self, work: bool) -> &mut Self {
+        self.idle = !work;
+        self
+    }
+
     /// Rows of accumulators.
     pub fn accumulators(&mut self, begin: i64, rows: i64) -> &mut Self {
         self.acc.push((begin, rows));
@@ -262,38 +270,35 @@ impl Checks {
     /// The faults, if there are any.
     pub fn finish(&mut self, memories: &Memories) -> Result<(), Faults> {
         for run in &self.runs {
-            if [run.bytes, run.rows, run.planes].iter().any(|v| absurd(*v)) {
+            let numbers = [run.begin, run.bytes, run.rows, run.stride, run.planes, run.plane_stride];
+            if numbers.iter().any(|v| absurd(*v)) {
                 self.faults.push(Kind::Operand);
+            }
+            if self.idle || run.is_empty() || [run.bytes, run.rows, run.planes].iter().any(|v| absurd(*v)) {
                 continue;
             }
-            if run.is_empty() {
-                continue;
+            if run.begin % run.element != 0 {
+                self.faults.push(Kind::Operand);
             }
             let strides = [(run.rows, run.stride), (run.planes, run.plane_stride)];
-            if absurd(run.begin) || run.begin % run.element != 0 {
+            if strides.iter().any(|(count, stride)| *count > 1 && stride % run.element != 0) {
                 self.faults.push(Kind::Operand);
             }
-            for (_, stride) in strides.iter().filter(|(count, _)| *count > 1) {
-                if absurd(*stride) || stride % run.element != 0 {
-                    self.faults.push(Kind::Operand);
-                }
-            }
             let spans = strides.iter().map(|(count, stride)| i128::from(count - 1) * i128::from(*stride));
-            let end = i128::from(run.begin) + spans.sum::<i128>() + i128::from(run.bytes);
-            if end > memories.size(run.place) {
+            let span = spans.sum::<i128>() + i128::from(run.bytes);
+            if i128::from(run.begin) + span > memories.size(run.place) {
                 self.faults.push(Kind::Outside);
-                // A span beyond 2^48 is an operand that is too large as well as an access outside.
-                if end > 1 << 48 {
-                    self.faults.push(Kind::Operand);
-                }
+            }
+            if span > 1 << 48 {
+                self.faults.push(Kind::Operand);
             }
         }
         let acc_rows = (memories.accumulators.len() / memories.array_cols) as i128;
         for (begin, rows) in &self.acc {
-            if absurd(*rows) || (*rows > 0 && absurd(*begin)) {
+            if absurd(*rows) || absurd(*begin) {
                 self.faults.push(Kind::Operand);
             }
-            if *rows > 0 && i128::from(*begin) + i128::from(*rows) > acc_rows {
+            if !self.idle && *rows > 0 && i128::from(*begin) + i128::from(*rows) > acc_rows {
                 self.faults.push(Kind::Outside);
             }
         }

@@ -1,6 +1,6 @@
 //! ISA.md's "Numbers", each by its written steps: conversions through exact f64, `fma` through rounding to odd.
 
-#![allow(clippy::excessive_precision, clippy::approx_constant, reason = "constants are those of the text")]
+#![allow(clippy::excessive_precision, reason = "0.693359375 stands in the text, and is a float")]
 
 /// Round to nearest, half to even, of a number that f64 holds exactly.
 pub fn round_half_even(x: f64) -> f64 {
@@ -127,12 +127,12 @@ pub fn exp(x: f32) -> f32 {
         return x;
     }
     let x = min(max(x, -104.0), 89.0);
-    let n = fma(x, 1.442_695_04, 12_582_912.0) - 12_582_912.0;
+    let n = fma(x, f32::from_bits(0x3fb8_aa3b), 12_582_912.0) - 12_582_912.0;
     let mut r = fma(n, -0.693_359_375, x);
-    r = fma(n, 2.121_944_40e-4, r);
-    let mut p: f32 = 1.987_569_12e-4;
-    for c in [1.398_199_94e-3, 8.333_452_05e-3, 4.166_579_62e-2, 1.666_666_57e-1, 0.5] {
-        p = fma(p, r, c);
+    r = fma(n, f32::from_bits(0x395e_8083), r);
+    let mut p = f32::from_bits(0x3950_6967);
+    for c in [0x3ab7_43ce, 0x3c08_8908, 0x3d2a_a9c1, 0x3e2a_aaaa, 0x3f00_0000] {
+        p = fma(p, r, f32::from_bits(c));
     }
     p = fma(r * r, p, r) + 1.0;
     let whole = n as i32;
@@ -168,28 +168,19 @@ pub fn ln(x: f32) -> f32 {
     }
     let m = m as f32;
     let mut e = (shift + k) as f32;
-    let f = if m < 0.707_106_781 {
+    let f = if m < f32::from_bits(0x3f35_04f3) {
         e -= 1.0;
         (m + m) - 1.0
     } else {
         m - 1.0
     };
     let z = f * f;
-    let mut y: f32 = 7.037_683_629_2e-2;
-    for c in [
-        -1.151_461_031_0e-1,
-        1.167_699_874_0e-1,
-        -1.242_014_084_6e-1,
-        1.424_932_278_7e-1,
-        -1.666_805_766_5e-1,
-        2.000_071_476_5e-1,
-        -2.499_999_399_3e-1,
-        3.333_333_117_4e-1,
-    ] {
-        y = fma(y, f, c);
+    let mut y = f32::from_bits(0x3d90_21bb);
+    for c in [0xbdeb_d1b8, 0x3def_251a, 0xbdfe_5d4f, 0x3e11_e9bf, 0xbe2a_ae50, 0x3e4c_ceac, 0xbe7f_fffc, 0x3eaa_aaaa] {
+        y = fma(y, f, f32::from_bits(c));
     }
     y = (y * f) * z;
-    y = fma(e, -2.121_944_40e-4, y);
+    y = fma(e, f32::from_bits(0xb95e_8083), y);
     y = fma(z, -0.5, y);
     fma(e, 0.693_359_375, f + y)
 }
@@ -201,7 +192,7 @@ pub fn silu(x: f32) -> f32 {
 
 /// gelu, the tanh form.
 pub fn gelu(x: f32) -> f32 {
-    let u = x * fma(x * x, 0.071_354_816_2, 1.595_769_12);
+    let u = x * fma(x * x, f32::from_bits(0x3d92_2279), f32::from_bits(0x3fcc_422a));
     x / (1.0 + exp(0.0 - u))
 }
 

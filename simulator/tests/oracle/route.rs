@@ -46,7 +46,7 @@ fn select(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let mask = Matrix::dense(o, "mask", Type::I8, rows, cols);
     let gates = Matrix::dense(o, "gates", Type::F32, rows, cols);
     let mut checks = Checks::default();
-    checks.matrices(&[&scores, &mask, &gates]);
+    checks.work(!mask.run().is_empty()).matrices(&[&scores, &mask, &gates]);
     for count in ["k", "k_min", "cap"] {
         if o.entry.has(count) {
             checks.counts(&[o.reg(count)]);
@@ -150,26 +150,17 @@ fn masked(o: &Operands<'_>) -> (i64, i64, Run, i64) {
     (rows, cols, mask, o.maybe("most").unwrap_or(rows.saturating_mul(cols)))
 }
 
-/// Room for the list that is written: as many words as there are elements.
-fn written(m: &Memories, begin: i64, count: usize) -> Result<(), Faults> {
-    Checks::default().run(Run::flat(Place::Scratchpad, begin, 4 * count as i64, 4)).finish(m)
-}
-
 fn group(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols, mask, most) = masked(o);
     let (table, list) = (o.address("table"), o.address("list"));
-    let records = if rows == 0 { 0 } else { cols.saturating_add(1) };
     let mut checks = Checks::default();
     checks.counts(&[rows, cols, most]).run(mask);
-    checks.run(Run::flat(Place::Scratchpad, table, records.saturating_mul(16), 4)).finish(m)?;
-    if rows == 0 {
-        return Ok(());
-    }
+    checks.run(Run::flat(Place::Scratchpad, table, cols.saturating_add(1).saturating_mul(16), 4));
+    checks.run(Run::flat(Place::Scratchpad, list, most.saturating_mul(4), 4)).finish(m)?;
     let elements = sorted(m, mask.begin, rows, cols);
     if elements.len() as i64 > most {
         return Err(vec![Kind::Most]);
     }
-    written(m, list, elements.len())?;
     let mut first = 0;
     for c in 0..=cols {
         let count = elements.iter().filter(|(_, column)| *column == c).count() as i64;
@@ -188,12 +179,17 @@ fn compact(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols, mask, most) = masked(o);
     let src = Matrix::dense(o, "src", Type::F32, rows, cols);
     let dst = o.address("dst");
-    Checks::default().counts(&[rows, cols, most]).run(mask).matrices(&[&src]).finish(m)?;
+    let list = Run::flat(Place::Scratchpad, dst, most.saturating_mul(4), 4);
+    let mut checks = Checks::default();
+    checks.work(most != 0).counts(&[rows, cols, most]).run(list);
+    checks.run(mask).matrices(&[&src]).finish(m)?;
+    if most == 0 {
+        return Ok(());
+    }
     let elements = sorted(m, mask.begin, rows, cols);
     if elements.len() as i64 > most {
         return Err(vec![Kind::Most]);
     }
-    written(m, dst, elements.len())?;
     let values: Vec<f32> = elements.iter().map(|(i, c)| m.get(&src, *i, *c)).collect();
     for (n, value) in values.into_iter().enumerate() {
         m.put_float(dst + 4 * n as i64, value);
@@ -212,9 +208,9 @@ fn token(o: &Operands<'_>, checks: &mut Checks) -> u32 {
 
 fn append(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (ring, cap) = (o.address("ring"), o.reg("cap"));
-    let bytes = if cap == 0 { 0 } else { cap.saturating_add(1).saturating_mul(4) };
+    let bytes = cap.saturating_add(1).saturating_mul(4);
     let mut checks = Checks::default();
-    checks.counts(&[cap]).run(Run::flat(Place::Scratchpad, ring, bytes, 4));
+    checks.work(cap != 0).counts(&[cap]).run(Run::flat(Place::Scratchpad, ring, bytes, 4));
     let token = token(o, &mut checks);
     checks.finish(m)?;
     if cap == 0 {
@@ -233,14 +229,12 @@ fn admit(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let token = i64::from(token(o, &mut checks));
     let ring_bytes = cap.saturating_add(1).saturating_mul(4);
     checks.counts(&[window, sinks, cap]).run(Run::flat(Place::Scratchpad, ring, ring_bytes, 4));
+    let most = cap.saturating_add(window).saturating_add(sinks).min(token + 1);
+    checks.run(Run::flat(Place::Scratchpad, list, most.saturating_mul(4), 4));
     checks.run(Run::flat(Place::Scratchpad, count, 4, 4)).finish(m)?;
     let places = i64::from(m.word(ring)).min(cap);
     let kept: Vec<i64> = (0..places).map(|at| i64::from(m.word(ring + 4 + 4 * at))).collect();
-    // Tokens beyond what a list in the scratchpad can hold need not be looked at one by one.
-    let room = m.scratchpad.len() / 4 + 1;
-    let admitted: Vec<i64> =
-        (0..=token).filter(|j| token - j < window || *j < sinks || kept.contains(j)).take(room).collect();
-    written(m, list, admitted.len())?;
+    let admitted: Vec<i64> = (0..=token).filter(|j| token - j < window || *j < sinks || kept.contains(j)).collect();
     for (n, j) in admitted.iter().enumerate() {
         m.put_word(list + 4 * n as i64, *j as u32);
     }

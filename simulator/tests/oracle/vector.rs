@@ -67,7 +67,7 @@ fn unary(m: &mut Memories, o: &Operands<'_>, f: impl Fn(f32) -> f32) -> Result<(
     let (rows, cols) = shape(o);
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::of(o, "dst_type"), rows, cols);
-    Checks::default().matrices(&[&a, &dst]).finish(m)?;
+    Checks::default().work(!dst.run().is_empty()).matrices(&[&a, &dst]).finish(m)?;
     for i in 0..rows {
         let values: Vec<f32> = row(m, &a, i).into_iter().map(&f).collect();
         put_row(m, &dst, i, &values);
@@ -78,7 +78,7 @@ fn unary(m: &mut Memories, o: &Operands<'_>, f: impl Fn(f32) -> f32) -> Result<(
 fn fill(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols) = shape(o);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::of(o, "dst_type"), rows, cols);
-    Checks::default().matrices(&[&dst]).finish(m)?;
+    Checks::default().work(!dst.run().is_empty()).matrices(&[&dst]).finish(m)?;
     let low = o.reg("value") as u32;
     for i in 0..rows {
         for j in 0..cols {
@@ -98,14 +98,9 @@ fn binary(m: &mut Memories, o: &Operands<'_>, f: impl Fn(f32, f32) -> f32) -> Re
     let b_type = Type::of(o, "b_type");
     let one_row = o.bits("broadcast") == 1 || o.bits("broadcast") == 3;
     let one_col = o.bits("broadcast") == 2 || o.bits("broadcast") == 3;
-    // Without an element of a there is none of b either.
-    let b_rows = if one_row { rows.min(1) } else { rows };
-    let b_cols = if one_col { cols.min(1) } else { cols };
-    let mut b = Matrix::of(o, "b", "b_stride", b_type, b_rows, b_cols);
-    if rows == 0 || cols == 0 {
-        (b.rows, b.cols) = (0, 0);
-    }
-    Checks::default().matrices(&[&a, &b, &dst]).finish(m)?;
+    let (b_rows, b_cols) = (if one_row { 1 } else { rows }, if one_col { 1 } else { cols });
+    let b = Matrix::of(o, "b", "b_stride", b_type, b_rows, b_cols);
+    Checks::default().work(!dst.run().is_empty()).matrices(&[&a, &b, &dst]).finish(m)?;
     for i in 0..rows {
         let left = row(m, &a, i);
         let right = |j: i64| m.get(&b, if one_row { 0 } else { i }, if one_col { 0 } else { j });
@@ -119,7 +114,7 @@ fn reduce(m: &mut Memories, o: &Operands<'_>, f: impl Fn(&[f32]) -> u32) -> Resu
     let (rows, cols) = shape(o);
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::F32, rows, 1);
-    Checks::default().matrices(&[&a, &dst]).finish(m)?;
+    Checks::default().work(rows != 0).matrices(&[&a, &dst]).finish(m)?;
     for i in 0..rows {
         let result = f(&row(m, &a, i));
         m.put_word(dst.at(i, 0), result);
@@ -149,11 +144,8 @@ fn argmax(row: &[f32]) -> u32 {
 fn column_sum(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols) = shape(o);
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
-    let dst = Matrix::dense(o, "dst", Type::F32, rows.min(1), cols);
-    Checks::default().matrices(&[&a, &dst]).finish(m)?;
-    if rows == 0 {
-        return Ok(());
-    }
+    let dst = Matrix::dense(o, "dst", Type::F32, 1, cols);
+    Checks::default().work(cols != 0).matrices(&[&a, &dst]).finish(m)?;
     let all: Vec<Vec<f32>> = (0..rows).map(|i| row(m, &a, i)).collect();
     for j in 0..cols {
         let t = all.iter().fold(0f32, |t, row| t + row[j as usize]);
@@ -166,7 +158,7 @@ fn softmax(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols) = shape(o);
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::of(o, "dst_type"), rows, cols);
-    Checks::default().matrices(&[&a, &dst]).finish(m)?;
+    Checks::default().work(!dst.run().is_empty()).matrices(&[&a, &dst]).finish(m)?;
     let scale = o.maybe("scale").map(|scale| f32::from_bits(scale as u32));
     for i in 0..rows {
         let first = o.maybe("begin").map_or(0, |begin| i128::from(begin) + i128::from(i)).max(0);
@@ -194,8 +186,8 @@ fn rms_norm(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols) = shape(o);
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::of(o, "dst_type"), rows, cols);
-    let w = Matrix::dense(o, "w", Type::F32, rows.min(1), cols);
-    Checks::default().matrices(&[&a, &dst, &w]).finish(m)?;
+    let w = Matrix::dense(o, "w", Type::F32, 1, cols);
+    Checks::default().work(!dst.run().is_empty()).matrices(&[&a, &dst, &w]).finish(m)?;
     let eps = f32::from_bits(o.reg("eps") as u32);
     for i in 0..rows {
         let values = row(m, &a, i);
@@ -214,11 +206,8 @@ fn rope(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let cols = heads.saturating_mul(2).saturating_mul(half);
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::of(o, "dst_type"), rows, cols);
-    let mut table = Matrix::of(o, "table", "table_stride", Type::F32, rows, half.saturating_mul(2));
-    if heads == 0 {
-        table.rows = 0;
-    }
-    Checks::default().counts(&[heads, half]).matrices(&[&a, &dst, &table]).finish(m)?;
+    let table = Matrix::of(o, "table", "table_stride", Type::F32, rows, half.saturating_mul(2));
+    Checks::default().work(!dst.run().is_empty()).counts(&[heads, half]).matrices(&[&a, &dst, &table]).finish(m)?;
     if heads == 0 || half == 0 {
         return Ok(());
     }
@@ -244,7 +233,7 @@ fn quantize(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let a = Matrix::of(o, "a", "a_stride", Type::of(o, "a_type"), rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::I8, rows, cols);
     let scales = Matrix::dense(o, "scales", Type::F32, rows, 1);
-    Checks::default().matrices(&[&a, &dst, &scales]).finish(m)?;
+    Checks::default().work(rows != 0).matrices(&[&a, &dst, &scales]).finish(m)?;
     for i in 0..rows {
         let values = row(m, &a, i);
         let largest = values.iter().fold(0f32, |m, x| max(m, x.abs()));
@@ -263,17 +252,15 @@ fn rescale(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols) = shape(o);
     let integers = o.entry.mnemonic == "v.rescale";
     let dst = Matrix::of(o, "dst", "dst_stride", Type::of(o, "dst_type"), rows, cols);
-    let work = if cols == 0 { 0 } else { rows };
-    let tokens = Matrix::dense(o, "tokens", Type::F32, work, 1);
+    let tokens = Matrix::dense(o, "tokens", Type::F32, rows, 1);
+    let work = !dst.run().is_empty();
     let mut checks = Checks::default();
-    checks.counts(&[rows, cols]).matrices(&[&dst, &tokens]).accumulators(o.address("acc"), work);
-    if work != 0 {
-        checks.limit(cols > m.array_cols as i64);
-    }
+    checks.work(work).limit(cols > m.array_cols as i64).counts(&[rows, cols]);
+    checks.matrices(&[&dst, &tokens]).accumulators(o.address("acc"), rows);
     let channels = Matrix { begin: 0, rows: 1, cols: 0, stride: 0, ty: Type::F32 };
-    let channels = if integers { Matrix::dense(o, "channels", Type::F32, work.min(1), cols) } else { channels };
+    let channels = if integers { Matrix::dense(o, "channels", Type::F32, 1, cols) } else { channels };
     checks.matrices(&[&channels]).finish(m)?;
-    for i in 0..work {
+    for i in 0..if work { rows } else { 0 } {
         let token = m.get(&tokens, i, 0);
         let word = |j: i64| m.accumulators[(o.address("acc") + i) as usize * m.array_cols + j as usize];
         let out: Vec<f32> = (0..cols)
@@ -287,22 +274,24 @@ fn rescale(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     Ok(())
 }
 
-/// a, b and dst of a product of `b_rows` rows.
+/// rows, cols, rows of b, and b.
 fn product_rows(o: &Operands<'_>) -> (i64, i64, i64, Matrix) {
     let (rows, cols) = shape(o);
     let b_rows = o.maybe("b_rows").unwrap_or(1);
-    // Without a row of a, none of b is read.
-    let read = if rows == 0 { 0 } else { b_rows };
-    (rows, cols, b_rows, Matrix::of(o, "b", "b_stride", Type::of(o, "b_type"), read, cols))
+    (rows, cols, b_rows, Matrix::of(o, "b", "b_stride", Type::of(o, "b_type"), b_rows, cols))
 }
 
 fn dot_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols, b_rows, b) = product_rows(o);
-    let a = Matrix::of(o, "a", "a_stride", Type::F32, if b_rows == 0 { 0 } else { rows }, cols);
+    let a = Matrix::of(o, "a", "a_stride", Type::F32, rows, cols);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::F32, rows, b_rows);
-    Checks::default().counts(&[rows, cols, b_rows]).matrices(&[&a, &b, &dst]).finish(m)?;
+    let work = !dst.run().is_empty();
+    Checks::default().work(work).matrices(&[&a, &b, &dst]).finish(m)?;
+    if !work {
+        return Ok(());
+    }
     for i in 0..rows {
-        let left = if b_rows == 0 { Vec::new() } else { row(m, &a, i) };
+        let left = row(m, &a, i);
         let out: Vec<f32> = (0..b_rows)
             .map(|n| {
                 let right = row(m, &b, n);
@@ -317,10 +306,11 @@ fn dot_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
 
 fn mix_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, cols, b_rows, b) = product_rows(o);
-    let a = Matrix::of(o, "a", "a_stride", Type::F32, if cols == 0 { 0 } else { rows }, b_rows);
+    let a = Matrix::of(o, "a", "a_stride", Type::F32, rows, b_rows);
     let dst = Matrix::of(o, "dst", "dst_stride", Type::F32, rows, cols);
-    Checks::default().counts(&[rows, cols, b_rows]).matrices(&[&a, &b, &dst]).finish(m)?;
-    if cols == 0 {
+    let work = !dst.run().is_empty();
+    Checks::default().work(work).matrices(&[&a, &b, &dst]).finish(m)?;
+    if !work {
         return Ok(());
     }
     for i in 0..rows {
@@ -337,39 +327,28 @@ fn mix_rows(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     Ok(())
 }
 
-/// A row of a table in the scratchpad, which may be outside.
-fn table_row(m: &Memories, begin: i64, at: i64, stride: i64, bytes: i64) -> Result<i64, Faults> {
-    let first = i128::from(begin) + i128::from(at) * i128::from(stride);
-    let outside = first < 0 || first + i128::from(bytes) > m.size(Place::Scratchpad);
-    if outside { Err(vec![crate::memory::Kind::Outside]) } else { Ok(first as i64) }
-}
-
 fn gather(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let (rows, row_bytes) = (o.maybe("rows").unwrap_or(1), o.size("row_bytes"));
     let list = Run::flat(Place::Scratchpad, o.address("index"), rows.saturating_mul(4), 4);
-    let src_stride = o.maybe("src_stride").unwrap_or(row_bytes);
-    let dst_stride = o.maybe("dst_stride").unwrap_or(row_bytes);
-    let src = o.address("src");
-    let dst = Run {
+    let run = |operand: &str, rows: i64| Run {
         place: Place::Scratchpad,
-        begin: o.address("dst"),
+        begin: o.address(operand),
         bytes: row_bytes,
         rows,
-        stride: dst_stride,
+        stride: o.maybe(&format!("{operand}_stride")).unwrap_or(row_bytes),
         planes: 1,
         plane_stride: 0,
         element: 1,
     };
-    let first = Run::flat(Place::Scratchpad, src, if rows == 0 { 0 } else { row_bytes }, 1);
-    Checks::default().run(list).run(dst).run(first).counts(&[src_stride, o.reg("bound")]).finish(m)?;
+    let (dst, table) = (run("dst", rows), run("src", o.reg("bound")));
+    Checks::default().work(!dst.is_empty()).run(list).run(dst).run(table).finish(m)?;
     if dst.is_empty() {
         return Ok(());
     }
     for i in 0..rows {
-        let at = index(m, list.begin, i, o.reg("bound"))?;
-        let from = table_row(m, src, at, src_stride, row_bytes)? as usize;
+        let from = (table.begin + index(m, list.begin, i, table.rows)? * table.stride) as usize;
         let bytes = m.scratchpad[from..from + row_bytes as usize].to_vec();
-        let to = (dst.begin + i * dst_stride) as usize;
+        let to = (dst.begin + i * dst.stride) as usize;
         m.scratchpad[to..to + bytes.len()].copy_from_slice(&bytes);
     }
     Ok(())
@@ -380,27 +359,18 @@ fn scatter_add(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let list = Run::flat(Place::Scratchpad, o.address("index"), rows.saturating_mul(4), 4);
     let gates = Matrix::dense(o, "gates", Type::F32, rows, 1);
     let src = Matrix::of(o, "src", "src_stride", Type::F32, rows, cols);
-    let dst = o.address("dst");
-    let bytes = cols.saturating_mul(4);
-    let first = Run::flat(Place::Scratchpad, dst, if rows == 0 { 0 } else { bytes }, 4);
-    let mut checks = Checks::default();
-    checks.run(first).matrices(&[&src]).counts(&[rows, cols, o.reg("bound")]);
-    if cols > 0 {
-        checks.run(list).matrices(&[&gates]);
-    }
-    checks.finish(m)?;
-    if cols == 0 {
+    let dst = Matrix::dense(o, "dst", Type::F32, o.reg("bound"), cols);
+    let work = rows != 0 && !dst.run().is_empty();
+    Checks::default().work(work).run(list).matrices(&[&gates, &src, &dst]).finish(m)?;
+    if !work {
         return Ok(());
     }
     for i in 0..rows {
-        let at = index(m, list.begin, i, o.reg("bound"))?;
+        let at = index(m, list.begin, i, dst.rows)?;
         let gate = m.get(&gates, i, 0);
-        let to = table_row(m, dst, at, bytes, bytes)?;
-        let values = row(m, &src, i);
-        let out: Vec<f32> = values.iter().enumerate().map(|(j, x)| fma(gate, *x, m.float(to + 4 * j as i64))).collect();
-        for (j, y) in out.iter().enumerate() {
-            m.put_float(to + 4 * j as i64, *y);
-        }
+        let (values, there) = (row(m, &src, i), row(m, &dst, at));
+        let out: Vec<f32> = values.iter().zip(there).map(|(x, t)| fma(gate, *x, t)).collect();
+        put_row(m, &dst, at, &out);
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ mod route;
 mod rules;
 #[path = "../oracle/sequencer.rs"]
 mod sequencer;
+mod simulated;
 #[path = "../oracle/spec.rs"]
 mod spec;
 #[path = "../oracle/vector.rs"]
@@ -38,7 +39,9 @@ use crate::cases::case;
 use crate::dice::Dice;
 use crate::memory::Memories;
 use crate::programs::word;
+use crate::rules::Ruled;
 use crate::sequencer::Oracle;
+use crate::simulated::simulate;
 use crate::spec::Operands;
 use crate::verilator::{Case, Unit, version};
 
@@ -70,8 +73,9 @@ fn machine((rows, cols, overlap, depth): Array) -> Machine {
     machine
 }
 
-/// A random program of matrix instructions. Registers are set once, or before the instruction that reads them.
-fn program(dice: &mut Dice, empty: &Memories) -> Case {
+/// A random program of matrix instructions, with the registers that they read set before them. With `witnessed` each posts a token
+/// that a `sync vector` takes: as many instructions as a queue holds.
+fn program(dice: &mut Dice, empty: &Memories, witnessed: Option<u64>) -> Case {
     let mut memories = empty.clone();
     for bytes in [&mut memories.scratchpad, &mut memories.weights] {
         bytes.iter_mut().for_each(|byte| *byte = dice.bits() as u8);
@@ -82,13 +86,13 @@ fn program(dice: &mut Dice, empty: &Memories) -> Case {
     });
     let mut words = Vec::new();
     let mut tile_k = 0;
-    let length = dice.within(4, 24);
+    let mut left = witnessed.map_or(dice.within(2, 24), |depth| dice.within(1, depth as i64));
     let kinds: &[&str] = match dice.below(3) {
         0 => &["m.preload", "m.pass"],
         1 => &["m.preload", "m.preload_scaled", "m.pass", "m.pass_scaled"],
         _ => &["m.preload", "m.pass", "m.pass", "m.pass_scaled", "m.preload_scaled", "m.pass"],
     };
-    while (words.len() as i64) < length * 3 {
+    while left > 0 {
         let mnemonic = if tile_k == 0 { "m.preload" } else { dice.of(kinds) };
         let draft = case(mnemonic, dice, empty, tile_k, false);
         let mut regs = [0; 32];
@@ -102,7 +106,12 @@ fn program(dice: &mut Dice, empty: &Memories) -> Case {
         for set in &draft.sets {
             words.push(word("li", &[("rd", set.register.into()), ("value", set.value as u64)]));
         }
-        words.push(draft.word);
+        left -= 1;
+        if witnessed.is_some() {
+            words.extend([draft.word | 1 << 17, word("sync", &[("queue", 4)]) | 1 << 7]);
+        } else {
+            words.push(draft.word);
+        }
     }
     words.push(word("halt", &[]));
     Case { words, memories }
@@ -117,17 +126,41 @@ fn reads_what_it_wrote(o: &Operands<'_>) -> bool {
 /// Times and values of random programs on an array.
 fn compare(version: &str, array: Array, programs: usize, dice: &mut Dice) {
     let (rows, cols, overlap, depth) = array;
-    let empty = Memories::new(&machine(array));
+    let machine = machine(array);
+    let empty = Memories::new(&machine);
     let unit = Unit::build(version, rows, cols, overlap, depth, &empty);
-    let cases: Vec<Case> = (0..programs).map(|_| program(dice, &empty)).collect();
+    let case = |number: usize| program(dice, &empty, (number % 2 == 1).then_some(depth));
+    let cases: Vec<Case> = (0..programs).map(case).collect();
     let (mut instructions, mut cycles) = (0, 0);
     for (number, (case, outcome)) in cases.iter().zip(unit.run(&cases)).enumerate() {
         let name = format!("{rows}×{cols}, overlap {overlap}, program {number}");
-        let (times, total) = rules::times(&case.words, rows, cols, overlap, depth as usize);
+        let Ruled { times, issues, total } = rules::times(&case.words, rows, cols, overlap, depth as usize);
+        let simulated = simulate(case, &machine);
         for (i, (found, wanted)) in outcome.times.iter().zip(&times).enumerate() {
-            assert_eq!(found, wanted, "{name}: matrix instruction {i}");
+            assert_eq!(found, wanted, "{name}: matrix instruction {i} of hardware, by the rules");
+            let (start, end) = simulated.times[i];
+            assert_eq!(
+                (start, end),
+                (found.start, found.end),
+                "{name}: matrix instruction {i}, simulator and hardware"
+            );
         }
-        assert_eq!((outcome.times.len(), outcome.total), (times.len(), total), "{name}");
+        // A `sync` takes a cycle, so that it starts in the cycle of the completion or behind the one before it.
+        let mut free = 0;
+        for (i, start) in simulated.witnesses.iter().enumerate() {
+            free = free.max(outcome.times[i].completion).max(issues[i] + 2);
+            assert_eq!(*start, free, "{name}: completion of matrix instruction {i}, simulator and hardware");
+            free += 1;
+        }
+        let lengths = (outcome.times.len(), outcome.total);
+        assert_eq!(lengths, (times.len(), total), "{name}, by the rules");
+        let total = outcome.total.max(free);
+        assert_eq!(
+            (outcome.times.len(), total),
+            (simulated.times.len(), simulated.total),
+            "{name}, simulator and hardware"
+        );
+        assert!(outcome.accumulators == simulated.accumulators, "{name}: accumulators of simulator and hardware");
         let mut oracle = Oracle::new(case.memories.clone());
         oracle.run(&case.words).expect("no fault");
         for (i, (found, wanted)) in outcome.accumulators.iter().zip(&oracle.memories.accumulators).enumerate() {

@@ -3,10 +3,21 @@
 use crate::spec::{Operands, entry_of};
 use crate::verilator::Times;
 
-/// What the rules say: the times of each matrix instruction, and of the run.
-pub fn times(words: &[u128], rows: u64, cols: u64, overlap: bool, depth: usize) -> (Vec<Times>, u64) {
+/// What the rules say.
+pub struct Ruled {
+    /// Of each matrix instruction.
+    pub times: Vec<Times>,
+    /// When it was issued.
+    pub issues: Vec<u64>,
+    /// The first cycle in which nothing is left to do.
+    pub total: u64,
+}
+
+/// The rules for a program on an array.
+pub fn times(words: &[u128], rows: u64, cols: u64, overlap: bool, depth: usize) -> Ruled {
     let mut regs = [0i64; 32];
     let mut found: Vec<Times> = Vec::new();
+    let mut issues = Vec::new();
     // Of the latest preload and pass: when it started, when the next of its kind can start.
     let mut cycle = 0;
     let (mut preload_end, mut pass_start, mut pass_fed) = (0, 0, 0);
@@ -14,11 +25,13 @@ pub fn times(words: &[u128], rows: u64, cols: u64, overlap: bool, depth: usize) 
         let o = Operands { entry: entry_of(*word), word: *word, regs: &regs.clone() };
         match o.entry.mnemonic.as_str() {
             "li" => regs[o.bits("rd") as usize] = o.bits("value") as i64,
-            "halt" => (),
+            // Of another queue: only its issue takes the sequencer's time.
+            "halt" | "sync" => (),
             mnemonic => {
                 // Q2: the queue has a place when the instruction `depth` before this one has started.
                 let issue = cycle.max(found.len().checked_sub(depth).map_or(0, |before| found[before].start));
                 cycle = issue;
+                issues.push(issue);
                 let pass = mnemonic.starts_with("m.pass");
                 let m = if pass { o.size("rows") as u64 } else { 0 };
                 let length = if pass { m + rows + cols - 2 } else { rows };
@@ -41,5 +54,5 @@ pub fn times(words: &[u128], rows: u64, cols: u64, overlap: bool, depth: usize) 
         cycle += 1;
     }
     let total = cycle.max(found.last().map_or(0, |last| last.completion));
-    (found, total)
+    Ruled { times: found, issues, total }
 }
