@@ -47,6 +47,8 @@ fn main() {
         let seconds = begin.elapsed().as_secs_f64();
         let what = if values { "values and cycles" } else { "cycles only" };
         let rate = cycles as f64 / seconds / 1e6;
-        println!("{what}: {products} products, {cycles} cycles, {requests} requests in {seconds:.3} s: {rate:.1} M cycles/s");
+        println!(
+            "{what}: {products} products, {cycles} cycles, {requests} requests in {seconds:.3} s: {rate:.1} M cycles/s"
+        );
     }
 }

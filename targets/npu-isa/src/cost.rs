@@ -42,7 +42,7 @@ cost_classes! {
     /// A word of the scratchpad to a register.
     ScalarLoad = "scalar-load", "sequencer.load_cycles";
     /// Waiting and posting alone.
-    Sync = "sync", "1";
+    Sync = "sync", "1, of no unit (Q4)";
     /// DMA of a box.
     Dma = "dma", "rules D1 to D6";
     /// DMA by a list.
