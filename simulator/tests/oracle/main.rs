@@ -21,4 +21,5 @@ mod vector;
 mod tests_numbers;
 mod tests_oracle;
 mod tests_quantization;
+mod tests_sequencer;
 mod tests_simulator;

@@ -20,6 +20,8 @@ pub enum Kind {
     Most,
     /// `lds` or `loop` over its max.
     Max,
+    /// A token too many in a counter.
+    Post,
 }
 
 /// Why an instruction did not start or did not get to its end: every reason that ISA.md gives, which it does not order.

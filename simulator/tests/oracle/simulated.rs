@@ -58,6 +58,7 @@ fn kind(what: &str, wanted: &str) -> Kind {
         (_, wanted) if wanted.starts_with("at most max") => Kind::Max,
         (_, wanted) if wanted.starts_with("bytes 0 to") || wanted.starts_with("rows 0 to") => Kind::Outside,
         (_, wanted) if wanted.starts_with("a multiple of") || wanted.starts_with("0 to 2^48") => Kind::Operand,
+        (_, wanted) if wanted.ends_with(" tokens") => Kind::Post,
         ("token" | "window" | "sinks", _) => Kind::Operand,
         ("k" | "n" | "cols", _) => Kind::Limit,
         other => panic!("a fault of an unknown kind: {other:?}"),
