@@ -117,9 +117,8 @@ fn matrix(b: &mut Builder<'_>, tile_k: i64) {
     let mnemonic = b.draft.entry.mnemonic.as_str();
     let (array_rows, array_cols) = (b.memories.array_rows as i64, b.memories.array_cols as i64);
     if mnemonic.starts_with("m.preload") {
-        let wrong = b.wrong(60);
-        let k = b.dice.count(array_rows).max(1) + i64::from(wrong && b.dice.once_in(2)) * array_rows;
-        let n = b.dice.count(array_cols).max(1) + i64::from(wrong) * array_cols;
+        let k = if b.wrong(80) { array_rows + 1 } else { b.dice.count(array_rows).max(1) };
+        let n = if b.wrong(80) { array_cols + 1 } else { b.dice.count(array_cols).max(1) };
         let packed = b.flag("codes");
         let row = if packed { (n + 1) / 2 } else { n };
         b.size("k", k);

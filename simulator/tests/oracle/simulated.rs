@@ -12,6 +12,8 @@ pub enum Ending {
     Done(Box<([i64; 32], Memories)>),
     /// Position, and what the fault is about.
     Fault(usize, Kind, String),
+    /// What no program here does: stopping for good, or going on for too long.
+    Other(String),
 }
 
 /// The program of words.
@@ -46,7 +48,7 @@ pub fn run(words: &[u128], machine: &Machine, start: &Memories) -> Ending {
             Ending::Done(Box::new((registers, memories)))
         }
         Err(SimError::Fault(fault)) => Ending::Fault(fault.at, kind(&fault.what, &fault.wanted), fault.to_string()),
-        Err(other) => panic!("{other}"),
+        Err(other) => Ending::Other(other.to_string()),
     }
 }
 

@@ -13,15 +13,15 @@ use crate::spec::{Operands, entries};
 pub fn machine(rows: u64, cols: u64, overlap: bool) -> Machine {
     let mut machine = Machine::preset("edge-16").expect("a machine");
     let settings = [
+        ("weights.bytes", (2 * rows * cols).max(4096).to_string()),
         ("matrix.rows", rows.to_string()),
-        ("accumulators.bytes", (4 * 48 * 16 * 7 * 5).to_string()),
+        ("accumulators.bytes", (4 * 16 * 200 * cols).to_string()),
         ("matrix.cols", cols.to_string()),
-        ("accumulators.bytes", (4 * 48 * cols).to_string()),
+        ("accumulators.bytes", (4 * 200 * cols).to_string()),
         ("matrix.weight_overlap", overlap.to_string()),
         ("scratchpad.bytes", 16384.to_string()),
-        ("weights.bytes", 4096.to_string()),
         ("dram.preset", "ideal".into()),
-        ("dram.bytes", 262144.to_string()),
+        ("dram.bytes", 262_144.to_string()),
     ];
     for (key, value) in settings {
         machine.set(key, &value).expect(key);
@@ -50,7 +50,7 @@ fn reference_has_the_instructions_of_the_crate() {
 fn random_cases_are_instructions_and_run() {
     let mut dice = Dice::new(1);
     let (mut ran, mut faulted) = (0, 0);
-    for (rows, cols) in [(16, 16), (8, 8), (5, 7), (1, 1)] {
+    for (rows, cols) in [(16, 16), (8, 8), (5, 7), (1, 1), (64, 40)] {
         let memories = Memories::new(&machine(rows, cols, false));
         for mnemonic in queued() {
             for _ in 0..40 {

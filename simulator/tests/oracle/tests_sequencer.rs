@@ -41,7 +41,7 @@ fn scalar_work() {
         oracle.run(&words).expect("no fault");
         match run(&words, &machine, &start) {
             Ending::Done(done) => assert_eq!(done.0, oracle.regs, "{round}"),
-            Ending::Fault(_, _, text) => panic!("{round}: {text}"),
+            Ending::Fault(_, _, text) | Ending::Other(text) => panic!("{round}: {text}"),
         }
     }
 }
@@ -53,7 +53,7 @@ fn faults(words: &[u128], at: usize, wanted: Kind) {
     assert_eq!(Oracle::new(start.clone()).run(words), Err(Stop { at, faults: vec![wanted] }));
     match run(words, &machine, &start) {
         Ending::Fault(found_at, kind, _) => assert_eq!((found_at, kind), (at, wanted)),
-        Ending::Done(_) => panic!("no fault"),
+        Ending::Done(_) | Ending::Other(_) => panic!("no fault"),
     }
 }
 
@@ -98,6 +98,7 @@ fn counters_end_at_4095() {
         let words = [head, sync, word("end", &[("body", 1)]), word("halt", &[])];
         match run(&words, &machine, &start) {
             Ending::Done(_) => assert!(fine, "{posts}"),
+            Ending::Other(text) => panic!("{text}"),
             Ending::Fault(at, kind, _) => assert_eq!((fine, at, kind), (false, 1, Kind::Post)),
         }
     }

@@ -60,6 +60,7 @@ fn compare(words: &[u128], machine: &Machine, start: &Memories) -> (Option<Strin
             (Some(format!("wanted {:?} at {}, found {kind:?} at {at}: {text}", stop.faults, stop.at)), true)
         }
         (Ok(()), Ending::Fault(_, _, text)) => (Some(format!("wanted no fault, found {text}")), true),
+        (wanted, Ending::Other(text)) => (Some(format!("wanted {wanted:?}, found {text}")), true),
         (Err(stop), Ending::Done(_)) => {
             (Some(format!("wanted {:?} at {}, found no fault", stop.faults, stop.at)), true)
         }
@@ -80,8 +81,8 @@ fn mnemonics() -> Vec<&'static str> {
 
 #[test]
 fn single_instructions() {
-    let rounds = if full() { 2000 } else { 24 };
-    let machines: Vec<(Machine, Memories)> = [(16, 16), (8, 8), (5, 7), (1, 1)]
+    let rounds = if full() { 2400 } else { 30 };
+    let machines: Vec<(Machine, Memories)> = [(16, 16), (8, 8), (5, 7), (1, 1), (64, 40), (256, 24)]
         .map(|(rows, cols)| {
             let mut machine = machine(rows, cols, false);
             machine.set("dram.bytes", "65536").expect("a smaller DRAM");
@@ -138,7 +139,7 @@ fn whole_programs() {
     let mut dice = Dice::new(23);
     let (mut words, mut executed) = (0, 0);
     for round in 0..rounds {
-        let (rows, cols) = dice.of(&[(16, 16), (8, 8), (5, 7), (16, 8)]);
+        let (rows, cols) = dice.of(&[(16, 16), (8, 8), (5, 7), (16, 8), (40, 33)]);
         let mut machine = machine(rows, cols, dice.once_in(2));
         // Time has no part in values: whatever it is, they are the same.
         for (key, values) in [
@@ -184,7 +185,26 @@ fn products() {
                     assert_eq!(found.to_bits(), wanted.to_bits(), "{round}, {shape:?}: number {i}");
                 }
             }
-            Ending::Fault(_, _, text) => panic!("{round}, {shape:?}: {text}"),
+            Ending::Fault(_, _, text) | Ending::Other(text) => panic!("{round}, {shape:?}: {text}"),
+        }
+    }
+}
+
+/// Sums of the largest products: −128 · −128 by as many rows as an array can have, and their neighbours.
+#[test]
+fn largest_sums() {
+    let machine = machine(256, 24, false);
+    for (a, w) in [(0x80, 0x80), (0x80, 0x7f), (0x7f, 0x7f), (0x7f, 0x80), (0x80, 0x81)] {
+        let mut start = Memories::new(&machine);
+        start.scratchpad.fill(a);
+        start.weights.fill(w);
+        start.accumulators.fill(0x7fff_0000);
+        for k in [255, 256] {
+            let preload = word("m.preload", &[("k", k), ("n", 24)]);
+            let pass = word("m.pass", &[("rows", 40), ("k", k), ("accumulate", 1)]);
+            let over = word("m.pass", &[("rows", 3), ("k", k), ("acc", 50 << 5)]);
+            let (problem, _) = compare(&[preload, pass, pass, over, word("halt", &[])], &machine, &start);
+            assert_eq!(problem, None, "{a:#x} · {w:#x}, k = {k}");
         }
     }
 }
