@@ -230,8 +230,8 @@ fn d1_channels_are_shared_by_both_queues() {
     let both = "sync store wait(t1)\nsync load wait(t2)\nstore dram[4096], sp[4096], row_bytes=64\n\
                 load sp[0], dram[0], row_bytes=64\nsync vector post(t1, t2)\nhalt";
     let seen = see(both, &machine(&[]));
-    // VECTOR posts in 6; the syncs take 6 to 7; both transfers could start in 7.
-    assert_eq!((seen.at(3).0, seen.at(2).0), (7, 7 + alone));
+    // VECTOR posts in 6; the syncs pass by, so both transfers could start in 6.
+    assert_eq!((seen.at(3).0, seen.at(2).0), (6, 6 + alone));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Rules Q1 to Q4 and tokens, at both sides of their boundaries. Positions in comments are those of instructions.
+//! Rules Q1 to Q5 and tokens, at both sides of their boundaries. Positions in comments are those of instructions.
 
 mod common;
 
@@ -121,7 +121,7 @@ fn q3_completion_is_in_order() {
 }
 
 #[test]
-fn q4_without_work_and_sync_take_a_cycle() {
+fn q4_without_work_and_sync_pass_by() {
     let machine = ideal(&[]);
     let shorts = [
         "v.copy sp[0], sp[64], cols=16, rows=r1",
@@ -138,6 +138,18 @@ fn q4_without_work_and_sync_take_a_cycle() {
         assert_eq!((seen.at(2), seen.at(3)), ((3, 4), (4, 5)), "{text}");
         assert_eq!(seen.cycles(), 5, "{text}");
     }
+    // They do not wait for the unit and take no cycle of it; they complete in order.
+    let text =
+        "v.copy sp[0], sp[64], cols=16\nsync vector post(t1)\nv.copy sp[0], sp[64], cols=16\nsync route wait(t1)\nhalt";
+    let seen = see(text, &machine);
+    assert_eq!((seen.at(0), seen.at(1), seen.at(2), seen.at(3)), ((1, 7), (2, 3), (7, 13), (7, 8)));
+    assert_eq!(seen.busy(Queue::Vector) + seen.spent(Queue::Vector, Cause::BankConflict), 12);
+    assert_eq!(seen.busy(Queue::Route), 0);
+    // What is behind them starts in the same cycle.
+    let text =
+        "sync vector wait(t1)\nsync vector wait(t1)\nv.copy sp[0], sp[64], cols=16\nsync route post(t1, t1)\nhalt";
+    let seen = see(text, &machine);
+    assert_eq!((seen.at(0), seen.at(1), seen.at(2).0), ((5, 6), (5, 6), 5));
     // With work, though of nothing: the sum of no columns is written. Startup 4 + tree 4.
     assert_eq!(see("v.row_sum sp[0], sp[64], cols=0\nhalt", &machine).at(0), (1, 9));
 }

@@ -29,6 +29,8 @@ struct Flight {
     at: u32,
     part: u32,
     class: CostClass,
+    /// Passes by the unit (rule Q4).
+    is_short: bool,
     post: [Option<Token>; 2],
     begin: u64,
     /// Its own end; `NEVER` while it is not known.
@@ -43,7 +45,7 @@ struct Unit {
     flights: VecDeque<Flight>,
     /// Number of the first of `flights`, counted from the start of the run.
     first_number: u64,
-    /// When its previous instruction ends; of LOAD and STORE, its previous one without work.
+    /// When its previous instruction ends.
     free_at: u64,
     /// When the banks are free that its instruction holds.
     held_until: u64,
@@ -59,7 +61,6 @@ struct Array {
     pass_begin: u64,
     /// `pass_begin` + its rows.
     pass_streamed: u64,
-    short_end: u64,
 }
 
 /// Where the sequencer is.
@@ -241,19 +242,20 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
 
     /// Whether transfers of the unit are under way: their completions account for its cycles.
     fn has_transfers(&self, index: usize, t: u64) -> bool {
-        index < 2 && self.units[index].flights.iter().any(|flight| flight.end > t)
+        index < 2 && self.units[index].flights.iter().any(|flight| flight.end > t && !flight.is_short)
     }
 
     /// Why an instruction cannot start at `t`, tokens apart, and when that may change; `NEVER`: with another event.
     fn obstacle(&self, index: usize, head: &Issued, t: u64) -> Option<(Cause, u64)> {
         let unit = &self.units[index];
         let free_at = match (&head.work, UNITS[index]) {
+            (Work::Short, _) => 0,
             (_, Queue::Matrix) if self.machine.matrix.weight_overlap => {
                 let array = &self.array;
                 match head.work {
-                    Work::Preload => array.preload_end.max(array.pass_begin).max(array.short_end),
-                    Work::Pass { .. } => array.preload_end.max(array.pass_streamed).max(array.short_end),
-                    Work::Short | Work::Fixed { .. } | Work::Transfer(_) => array.short_end,
+                    Work::Preload => array.preload_end.max(array.pass_begin),
+                    Work::Pass { .. } => array.preload_end.max(array.pass_streamed),
+                    Work::Short | Work::Fixed { .. } | Work::Transfer(_) => 0,
                 }
             }
             _ => unit.free_at,
@@ -306,13 +308,10 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
         let (rows, cols) = (self.machine.matrix.rows, self.machine.matrix.cols);
         let (mut conflict_cycles, mut held) = (0, None);
         let is_short = matches!(head.work, Work::Short);
-        // Transfers under way account for all cycles up to their end.
-        let is_covered = self.has_transfers(index, t);
+        // What passes by takes no cycle of the unit; transfers under way account for all cycles up to their end.
+        let is_covered = is_short || self.has_transfers(index, t);
         let end = match head.work {
-            Work::Short => {
-                self.array.short_end = if queue == Queue::Matrix { t + 1 } else { self.array.short_end };
-                t + 1
-            }
+            Work::Short => t + 1,
             Work::Preload => {
                 self.array.preload_end = t + rows;
                 t + rows
@@ -339,12 +338,12 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
         if let Some((until, banks)) = held {
             (unit.held_until, unit.held) = (until, banks);
         }
-        // Of LOAD and STORE only what takes no channel takes the unit.
-        if index >= 2 || is_short {
+        // LOAD and STORE have channels instead.
+        if index >= 2 && !is_short {
             unit.free_at = end;
         }
         let Issued { at, part, class, tokens, .. } = head;
-        unit.flights.push_back(Flight { at, part, class, post: tokens.post, begin: t, end, ranges });
+        unit.flights.push_back(Flight { at, part, class, is_short, post: tokens.post, begin: t, end, ranges });
         if end != NEVER {
             if !is_covered {
                 let ledger = &mut self.ledgers[index + 1];
@@ -358,9 +357,10 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
     /// The end of an instruction is known.
     fn ended(&mut self, index: usize, number: u64) {
         let place = (number - self.units[index].first_number) as usize;
-        if let Some(Flight { at, part, class, begin, end, .. }) = self.units[index].flights.get(place).cloned() {
+        if let Some(flight) = self.units[index].flights.get(place) {
+            let Flight { at, part, class, is_short, begin, end, .. } = *flight;
             let queue = UNITS[index];
-            self.tally.took(part, class, queue, begin, end);
+            self.tally.took(part, class, queue, begin, if is_short { begin } else { end });
             self.observer.activity(Activity { queue, at, part, begin, end });
         }
     }

@@ -48,7 +48,7 @@ pub(crate) struct Transfer {
 /// What an instruction does to its unit.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    /// Nothing, in one cycle (rule Q4).
+    /// Nothing: it passes by (rule Q4).
     Short,
     /// A tile into the array.
     Preload,
