@@ -53,7 +53,7 @@ fn spoil(draft: &mut Draft, dice: &mut Dice) {
     let set = &mut draft.sets[dice.of(&candidates)];
     set.value = match (dice.below(6), set.address) {
         // Results of ROUTE may not come to overlap.
-        (3.., Some(_)) if route => -(1 << 40),
+        (_, Some(_)) if route => -(1 << 40),
         (0, _) => -1,
         (1, _) => i64::MIN,
         (2, _) => (1 << 48) + 64,

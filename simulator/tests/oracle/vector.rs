@@ -255,7 +255,7 @@ fn rescale(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
     let tokens = Matrix::dense(o, "tokens", Type::F32, rows, 1);
     let work = !dst.run().is_empty();
     let mut checks = Checks::default();
-    checks.work(work).limit(cols > m.array_cols as i64).counts(&[rows, cols]);
+    checks.work(work).limit(work && cols > m.array_cols as i64).counts(&[rows, cols]);
     checks.matrices(&[&dst, &tokens]).accumulators(o.address("acc"), rows);
     let channels = Matrix { begin: 0, rows: 1, cols: 0, stride: 0, ty: Type::F32 };
     let channels = if integers { Matrix::dense(o, "channels", Type::F32, 1, cols) } else { channels };
