@@ -12,7 +12,7 @@ pub fn grouped(value: u128) -> String {
     let digits = value.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -80,7 +80,8 @@ fn write(out: &mut String, report: &Report) -> fmt::Result {
         let mut stalls: Vec<(&str, u64)> = stalls.filter(|(_, cycles)| *cycles > 0).collect();
         stalls.sort_by_key(|(_, cycles)| std::cmp::Reverse(*cycles));
         let stalls: Vec<String> = stalls.iter().map(|(name, cycles)| format!("{name} {}", share(*cycles))).collect();
-        let line = format!("{queue:<12} {:>15} {:>8}  {}", grouped(busy.into()), share(busy), stalls.join(", "));
+        let line =
+            format!("{:<12} {:>15} {:>8}  {}", queue.name(), grouped(busy.into()), share(busy), stalls.join(", "));
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())

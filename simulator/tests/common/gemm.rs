@@ -88,7 +88,7 @@ pub fn product(gemm: Gemm, machine: &Machine) -> Program {
     // r1: addresses on chip, r2: of DRAM, r3: rows, r4: stride, r5: stride, r6: accumulators, r7: scales.
     let load = |b: &mut Builder, to: i64, from: u64, bytes: u64, post: &[Token]| {
         // One long run: rows of at most 8 KiB that touch.
-        let row = (1..=8192.min(bytes)).rev().find(|row| bytes % row == 0).unwrap_or(1);
+        let row = (1..=8192.min(bytes)).rev().find(|row| bytes.is_multiple_of(*row)).unwrap_or(1);
         b.li(reg(1), to);
         b.li(reg(2), from as i64);
         b.li(reg(3), (bytes / row) as i64);
