@@ -32,8 +32,8 @@ pub fn case(mnemonic: &str, dice: &mut Dice, memories: &Memories, tile_k: i64, f
         if spoilt && !faulty {
             continue;
         }
-        // ISA.md does not say in which order ROUTE writes its results.
-        if b.draft.entry.unit != "ROUTE" || !b.writes_collide() {
+        // Of results of ROUTE other than masks and gates ISA.md does not say which is written first.
+        if b.draft.entry.unit != "ROUTE" || b.draft.entry.has("scores") || !b.writes_collide() {
             let mut draft = b.draft;
             if faulty && dice.once_in(12) {
                 spoil(&mut draft, dice);
@@ -49,10 +49,10 @@ fn spoil(draft: &mut Draft, dice: &mut Dice) {
     if candidates.is_empty() {
         return;
     }
-    let route = draft.entry.unit == "ROUTE";
+    let route = draft.entry.unit == "ROUTE" && !draft.entry.has("scores");
     let set = &mut draft.sets[dice.of(&candidates)];
     set.value = match (dice.below(6), set.address) {
-        // Results of ROUTE may not come to overlap.
+        // Nor may they come to overlap.
         (_, Some(_)) if route => -(1 << 40),
         (0, _) => -1,
         (1, _) => i64::MIN,

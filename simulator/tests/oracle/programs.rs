@@ -202,8 +202,9 @@ impl Writer<'_> {
     fn moving(&mut self, draft: &mut Draft) -> Option<(u8, i64, u8)> {
         let (counter, most) = *self.loops.last()?;
         let sets: Vec<Set> = draft.sets.iter().copied().filter(|s| s.address.is_some()).collect();
-        // Lists that it has loaded stay where they are, and results of ROUTE do not come to overlap.
-        if sets.is_empty() || draft.entry.unit == "ROUTE" || !draft.pokes.is_empty() || self.dice.once_in(3) {
+        // Lists that it has loaded stay where they are, and lists that ROUTE writes do not come to overlap.
+        let lists = draft.entry.unit == "ROUTE" && !draft.entry.has("scores");
+        if sets.is_empty() || lists || !draft.pokes.is_empty() || self.dice.once_in(3) {
             return None;
         }
         let set = self.dice.of(&sets);

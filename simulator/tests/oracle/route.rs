@@ -83,10 +83,15 @@ fn select(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
             both
         }
     };
+    // Masks first, then gates.
+    for (i, chosen) in taken.iter().enumerate() {
+        for (c, one) in chosen.iter().enumerate() {
+            m.scratchpad[mask.at(i as i64, c as i64) as usize] = u8::from(*one);
+        }
+    }
     let norm = o.entry.has("norm") && o.flag("norm");
-    for i in 0..rows {
-        let chosen = &taken[i as usize];
-        let mut row: Vec<f32> = (0..cols as usize).map(|c| if chosen[c] { all[i as usize][c] } else { 0.0 }).collect();
+    for (i, (chosen, scores)) in taken.iter().zip(&all).enumerate() {
+        let mut row: Vec<f32> = chosen.iter().zip(scores).map(|(one, score)| if *one { *score } else { 0.0 }).collect();
         if norm {
             let mut sum = 0f32;
             for gate in &row {
@@ -96,9 +101,8 @@ fn select(m: &mut Memories, o: &Operands<'_>) -> Result<(), Faults> {
                 row.iter_mut().for_each(|gate| *gate /= sum);
             }
         }
-        for c in 0..cols {
-            m.scratchpad[mask.at(i, c) as usize] = chosen[c as usize].into();
-            m.put(&gates, i, c, row[c as usize]);
+        for (c, gate) in row.iter().enumerate() {
+            m.put(&gates, i as i64, c as i64, *gate);
         }
     }
     Ok(())
