@@ -63,6 +63,18 @@ pub enum SimError {
         /// One past the last byte.
         end: u64,
     },
+    /// Memories that another machine left, or a run without values.
+    #[error(
+        "{memory}: wanted {wanted} bytes as the machine has, found {found}: memories go on only on their own machine and with values as before"
+    )]
+    OtherMemories {
+        /// Which.
+        memory: &'static str,
+        /// Its size.
+        wanted: u64,
+        /// The size of what is there.
+        found: u64,
+    },
     /// An instruction did what it must not.
     #[error("{0}")]
     Fault(Fault),

@@ -125,6 +125,7 @@ impl<'a> Simulator<'a> {
         memories: Memories,
     ) -> Result<Self, SimError> {
         program.check_structure()?;
+        memories.check(machine, options.values)?;
         let mut simulator = Simulator { program, machine, options, memories };
         for segment in &program.segments {
             simulator.write(&format!("segment {:?}", segment.name), segment.address, &segment.bytes)?;

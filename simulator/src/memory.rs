@@ -2,7 +2,7 @@
 
 use lapidary_npu_isa::Machine;
 
-use crate::error::{Limit, Stop};
+use crate::error::{Limit, SimError, Stop};
 
 const PAGE_BYTES: u64 = 4096;
 const PAGES_PER_TABLE: u64 = 1 << 14;
@@ -104,6 +104,21 @@ impl Memories {
             scratchpad: vec![0; machine.scratchpad.bytes as usize],
             weights: vec![0; weights],
             accumulators: vec![0; words],
+        }
+    }
+
+    /// Whether they are those of a machine.
+    pub(crate) fn check(&self, machine: &Machine, values: bool) -> Result<(), SimError> {
+        let if_values = |bytes: u64| if values { bytes } else { 0 };
+        let sizes = [
+            ("dram", machine.dram.bytes, self.dram.len_bytes()),
+            ("sp", machine.scratchpad.bytes, self.scratchpad.len() as u64),
+            ("w", if_values(machine.weights.bytes), self.weights.len() as u64),
+            ("acc", if_values(machine.accumulators.bytes), 4 * self.accumulators.len() as u64),
+        ];
+        match sizes.into_iter().find(|(_, wanted, found)| wanted != found) {
+            Some((memory, wanted, found)) => Err(SimError::OtherMemories { memory, wanted, found }),
+            None => Ok(()),
         }
     }
 }

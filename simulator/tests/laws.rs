@@ -233,3 +233,22 @@ fn examples_run_and_their_accounts_close() {
         }
     }
 }
+
+#[test]
+fn memories_go_on_where_they_were_left() {
+    let machine = Machine::preset("edge-16").unwrap();
+    let first =
+        program("li r1, 3\nli r2, 4\nr.append sp[0], token=r1, cap=r2\nstore dram[64], sp[0], row_bytes=8\nhalt");
+    let second =
+        program("li r1, 9\nli r2, 4\nr.append sp[0], token=r1, cap=r2\nload sp[64], dram[64], row_bytes=8\nhalt");
+    let memories = run(&first, &machine, Options::default()).memories;
+    let go_on = |machine: &Machine, options| {
+        Simulator::with_memories(&second, machine, options, memories.clone()).and_then(Simulator::run)
+    };
+    let after = go_on(&machine, Options::default()).unwrap();
+    let word = |at: usize| u32::from_le_bytes(after.scratchpad()[at..at + 4].try_into().unwrap());
+    assert_eq!([0, 4, 8, 64, 68].map(word), [2, 3, 9, 1, 3]);
+    let error = go_on(&Machine::preset("edge-32").unwrap(), Options::default()).unwrap_err();
+    assert!(error.to_string().starts_with("sp: wanted 524288 bytes"), "{error}");
+    assert!(go_on(&machine, Options::timing_only()).is_err());
+}

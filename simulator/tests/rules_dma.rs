@@ -186,7 +186,7 @@ fn refresh_of_an_idle_channel_closes_rows() {
         // load at 2..; scalar loop up to cycle: the second load is issued in p − SETUP − 1.
         let issue = p - SETUP - 1;
         let spare = issue - 3;
-        let body = if spare % 2 == 0 { "" } else { "li r3, 0\n" };
+        let body = if spare.is_multiple_of(2) { "" } else { "li r3, 0\n" };
         let count = (spare - spare % 2 - 2) / 2;
         let text = format!(
             "li r1, 1\nload sp[0], dram[0], row_bytes=64\nli r2, 0\n{body}loop r4, count={count}\nadd r2, r2, 1\nend\nli r2, 0\n\
