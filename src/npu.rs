@@ -44,7 +44,7 @@ pub fn machine(name: &str, overrides: &[String]) -> anyhow::Result<Machine> {
 }
 
 /// A matrix multiplication.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
     /// Rows.
     pub m: u32,

@@ -1,5 +1,7 @@
 //! `lapidary simulate`.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -49,8 +51,9 @@ pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
             print(args, &run.report, None);
         }
         (None, Some(shape), None) => {
-            let (gemm, run) = simulate_gemm(args, *shape, &machine, options, None)?;
-            print(args, &run.report, Some(&gemm));
+            let product = Product::new(*shape, &machine, options)?;
+            let run = product.run(args, &machine, options, None)?;
+            print(args, &run.report, Some(&product.gemm));
         }
         (None, None, Some(path)) => list(args, path, &machine, options, ui)?,
         _ => bail!(Usage("simulate: wanted one of a program, --gemm and --gemm-csv, found none or several".into())),
@@ -58,35 +61,49 @@ pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Times one matrix multiplication; with values, its result must be right.
-fn simulate_gemm(
-    args: &SimulateArgs,
-    shape: Shape,
-    machine: &Machine,
-    options: Options,
-    memories: Option<Memories>,
-) -> anyhow::Result<(Gemm, Run)> {
-    let Shape { m, n, k } = shape;
-    let place = || format!("--gemm {m},{n},{k}");
-    let mut gemm = gemm_program(machine, m, n, k).with_context(place)?;
-    let operands = options.values.then(|| gemm.operands(SEED));
-    if let Some((activations, weights)) = &operands {
-        gemm.set_operands(activations, weights);
+/// A matrix multiplication, ready to run, with what it has to give where values are computed.
+struct Product {
+    gemm: Gemm,
+    expected: Option<Vec<i32>>,
+}
+
+impl Product {
+    fn new(shape: Shape, machine: &Machine, options: Options) -> anyhow::Result<Product> {
+        let Shape { m, n, k } = shape;
+        let place = || format!("--gemm {m},{n},{k}");
+        let mut gemm = gemm_program(machine, m, n, k).with_context(place)?;
+        verify(&gemm.program, machine).with_context(place)?;
+        let expected = options.values.then(|| {
+            let (activations, weights) = gemm.operands(SEED);
+            gemm.set_operands(&activations, &weights);
+            gemm.expected(&activations, &weights)
+        });
+        Ok(Product { gemm, expected })
     }
-    verify(&gemm.program, machine).with_context(place)?;
-    let run = observed(args, &gemm.program, machine, &place(), || match memories {
-        Some(memories) => Simulator::with_memories(&gemm.program, machine, options, memories),
-        None => Simulator::new(&gemm.program, machine, options),
-    })?;
-    if let Some((activations, weights)) = &operands {
-        let found = gemm.result(&run.read_dram(gemm.layout.output, m as usize * n as usize * 4));
-        ensure!(
-            found == gemm.expected(activations, weights),
-            "{}: wanted the product of its operands, found another: the lowering or the simulator is wrong",
-            place()
-        );
+
+    /// Runs it; memories may be those of another run. With values, the result must be right.
+    fn run(
+        &self,
+        args: &SimulateArgs,
+        machine: &Machine,
+        options: Options,
+        memories: Option<Memories>,
+    ) -> anyhow::Result<Run> {
+        let Gemm { program, layout, .. } = &self.gemm;
+        let title = format!("--gemm {},{},{}", layout.m, layout.n, layout.k);
+        let run = observed(args, program, machine, &title, || match memories {
+            Some(memories) => Simulator::with_memories(program, machine, options, memories),
+            None => Simulator::new(program, machine, options),
+        })?;
+        if let Some(expected) = &self.expected {
+            let found = self.gemm.result(&run.read_dram(layout.output, expected.len() * 4));
+            ensure!(
+                found == *expected,
+                "{title}: wanted the product of its operands, found another: the lowering or the simulator is wrong"
+            );
+        }
+        Ok(run)
     }
-    Ok((gemm, run))
 }
 
 /// Runs what `simulator` makes, with the trace and the page that were asked for.
@@ -179,10 +196,16 @@ fn list(args: &SimulateArgs, path: &Path, machine: &Machine, options: Options, u
     let text = ui::read_text(path, MAX_LIST_BYTES)?;
     let shapes = npu::shapes(&text).with_context(|| path.display().to_string())?;
     let (begin, mut rows, mut totals, mut memories) = (limits::thread_seconds(), Vec::new(), [0u64; 3], None);
+    let mut products: BTreeMap<Shape, Product> = BTreeMap::new();
     let bar = ui.count_bar("simulating", shapes.len() as u64);
     for shape in shapes {
-        let (gemm, run) = simulate_gemm(args, shape, machine, options, memories.take())?;
-        let cycles = [run.report.cycles, run.report.busy_cycles(Queue::Matrix), gemm.summary.ideal_cycles];
+        // Layers of a model repeat their shapes.
+        let product = match products.entry(shape) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Product::new(shape, machine, options)?),
+        };
+        let run = product.run(args, machine, options, memories.take())?;
+        let cycles = [run.report.cycles, run.report.busy_cycles(Queue::Matrix), product.gemm.summary.ideal_cycles];
         totals.iter_mut().zip(cycles).for_each(|(total, n)| *total += n);
         rows.push((shape, cycles));
         memories = Some(run.memories);
