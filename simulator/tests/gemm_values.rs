@@ -10,8 +10,10 @@ use lapidary_simulator::{Options, Simulator};
 use lapidary_target_npu::LowerError;
 use proptest::prelude::*;
 
+/// `PROPTEST_CASES`, or more with `LAPIDARY_TEST=full`.
 fn case_count() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    cases.unwrap_or(if std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full") { 4000 } else { 300 })
 }
 
 proptest! {

@@ -2,11 +2,17 @@
 
 mod support;
 
-use lapidary_npu_isa::Machine;
-use lapidary_npu_isa::address::Memory;
+use lapidary_npu_isa::address::{Address, Memory, Sp};
+use lapidary_npu_isa::choice::Type;
+use lapidary_npu_isa::format::ScalarLoad;
+use lapidary_npu_isa::operand::{Bound, Dest};
 use lapidary_npu_isa::verify::verify;
-use lapidary_target_npu::LowerError;
+use lapidary_npu_isa::{Machine, Op};
 use lapidary_target_npu::gemm::{Codes, MINILM_128, gemm_program};
+use lapidary_target_npu::matmul::{
+    Activations, Destination, Matmul, Output, Rows, Scales, Scratch, WeightFormat, matmul,
+};
+use lapidary_target_npu::{Builder, LowerError, Place};
 use support::executor::Executor;
 
 fn machine(preset: &str, settings: &[(&str, &str)]) -> Machine {
@@ -97,4 +103,56 @@ fn a_list_of_multiplications() {
     assert_eq!(lines.count(), 180);
     let codes: Vec<i8> = Codes::new(1).take(2000).collect();
     assert!(codes.iter().all(|code| *code >= -127) && codes.contains(&127) && codes.contains(&-127));
+}
+
+/// Loops of which the verifier follows some iterations only.
+#[test]
+fn large_programs_of_every_kind_are_verified() {
+    let formats = [WeightFormat::Int8, WeightFormat::Int4 { group: 32 }, WeightFormat::Int4 { group: 128 }];
+    let full = std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full");
+    let machines = [("edge-16", "false"), ("mobile-64", "true"), ("edge-32", "false"), ("edge-16", "true")];
+    for (preset, overlap) in &machines[..if full { 4 } else { 1 }] {
+        let machine = machine(preset, &[("matrix.weight_overlap", overlap)]);
+        let shapes = [(700, 1000, 2999), (2048, 384, 384), (1, 32_000, 512), (64, 77, 16_000), (5000, 100, 65)];
+        for (m, n, k) in shapes.into_iter().take(if full { 5 } else { 2 }) {
+            for format in formats {
+                for at_run_time in [false, true] {
+                    let mut b = Builder::new();
+                    let rows = match at_run_time {
+                        false => Rows::Const(m),
+                        true => {
+                            let reg = b.reg("M").expect("a register");
+                            let src = Sp(Address { base: None, offset: 0 });
+                            b.push(Op::Lds(ScalarLoad { rd: Dest(reg), src, max: Bound(m) }));
+                            Rows::Register { reg, most: m }
+                        }
+                    };
+                    let int8 = format == WeightFormat::Int8;
+                    let dram = |at: u64| Place::at(at << 28);
+                    let op = Matmul {
+                        rows,
+                        k,
+                        n,
+                        format,
+                        weights: dram(4),
+                        activations: Activations::Dram { at: dram(0), stride: u64::from(k).next_multiple_of(64) },
+                        output: Output {
+                            element: if int8 { Type::F16 } else { Type::F32 },
+                            tokens: Scales::Dram(dram(2)),
+                            channels: if int8 { Scales::Dram(dram(3)) } else { Scales::One },
+                            to: Destination::Dram { at: dram(1), stride: 4 * u64::from(n) },
+                        },
+                        scratch: Scratch { begin: 32, bytes: machine.scratchpad.bytes - 32 },
+                    };
+                    let emitted = matmul(&mut b, &machine, &op).expect("it fits");
+                    let plan = emitted.plan.clone();
+                    emitted.release(&mut b);
+                    let program = b.finish().expect("a program");
+                    let count = program.instructions.len();
+                    assert!(count <= 900, "{preset} {op:?}: {count} instructions");
+                    verify(&program, &machine).unwrap_or_else(|e| panic!("{preset} {op:?}: {e}\n{plan:#?}"));
+                }
+            }
+        }
+    }
 }

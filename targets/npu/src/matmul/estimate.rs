@@ -42,11 +42,8 @@ pub(super) fn estimate(machine: &Machine, op: &Matmul, plan: &Plan) -> u64 {
     let operand = bus_cycles(machine, bytes_of("activations") + load_waste(machine, op, plan));
     let bus =
         bus_cycles(machine, summary.moved_bytes() + store_waste(machine, op, plan) + load_waste(machine, op, plan));
-    let mut array = summary.matrix_cycles;
-    let drains = drain_cycles(machine, plan);
-    if plan.accumulators == 1 {
-        array += drains;
-    }
+    let mut array = summary.matrix_cycles + drain_stalls(machine, plan);
+    let drains = blocks * u64::from(plan.tiling.strips) * drain_cycles(machine, plan);
     // With one buffer for a block of rows the next block waits for the DMA.
     let others = |cycles: u64| cycles - cycles / blocks;
     if plan.operand == (Operand::Block { slots: 1 }) {
@@ -55,7 +52,7 @@ pub(super) fn estimate(machine: &Machine, op: &Matmul, plan: &Plan) -> u64 {
     if plan.staging == (Staging::Whole { slots: 1 }) {
         array += others(stores);
     }
-    let chain = if plan.staging == (Staging::Strip { slots: 1 }) { drains + stores } else { 0 };
+    let chain = drains + if plan.staging == (Staging::Strip { slots: 1 }) { stores } else { 0 };
     // What streams comes in smaller parts, but the array waits for many of them.
     let first = match plan.operand {
         Operand::Given => 0,
@@ -112,9 +109,21 @@ fn partial_bursts(machine: &Machine, stride: u64, bytes: u64) -> u64 {
     burst - gcd(burst, gcd(stride, bytes))
 }
 
-/// Cycles of the vector unit.
+/// Cycles of the vector unit for a strip of a block of rows.
 fn drain_cycles(machine: &Machine, plan: &Plan) -> u64 {
     let steps = machine.matrix.cols.div_ceil(machine.vector.lanes);
-    let drains = u64::from(plan.blocks) * u64::from(plan.tiling.strips);
-    drains * machine.vector.startup_cycles + steps * plan.summary.m * u64::from(plan.tiling.strips)
+    machine.vector.startup_cycles + steps * u64::from(plan.block_rows)
+}
+
+/// Cycles in which the array waits for accumulators: a set is needed again when the other sets have had a strip each, and it is
+/// empty when the last pass has come through and the vector unit has taken all rows.
+fn drain_stalls(machine: &Machine, plan: &Plan) -> u64 {
+    let (r, c, m) = (machine.matrix.rows, machine.matrix.cols, u64::from(plan.block_rows));
+    let tiles = u64::from(plan.tiling.tiles_of_strip()) * u64::from(plan.accumulators - 1);
+    let drain = drain_cycles(machine, plan);
+    let each = match machine.matrix.weight_overlap {
+        true => (m + r + c - 2 + drain).saturating_sub((tiles + 1) * m.max(r)),
+        false => drain.saturating_sub(tiles * (2 * r + c + m - 2) + r),
+    };
+    u64::from(plan.blocks) * u64::from(plan.tiling.strips) * each
 }
