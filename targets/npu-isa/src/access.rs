@@ -179,6 +179,11 @@ impl Touches {
         }
     }
 
+    /// A count, by itself: products and sums with other counts may hide what it is.
+    pub(crate) fn count(&mut self, operand: &'static str, value: i64) {
+        self.size(operand, value);
+    }
+
     /// A register's value that has to be at most `most`.
     pub(crate) fn at_most(&mut self, operand: &'static str, value: i64, most: u64) {
         if self.size(operand, value) > most {

@@ -416,6 +416,8 @@ formats! {
         table_stride: Maybe, dst_type: Type, a_type: Type,
     } touches(t, regs) {
         let (rows, head) = (rows.value_or(regs, 1), half.value(regs).saturating_mul(2));
+        t.count("half", half.value(regs));
+        t.count("heads", heads.value_or(regs, 1));
         let cols = heads.value_or(regs, 1).saturating_mul(head);
         t.read("a", SP, a.value(regs), elems(regs, rows, cols, a_stride, a_type).streamed());
         t.read("table", SP, table.value(regs), elems(regs, rows, head, table_stride, Type::F32));
@@ -527,6 +529,8 @@ formats! {
     /// A selection to a table and a list.
     Group { table: Sp, list: Sp, mask: Sp, cols: Size<12>, most: Maybe, rows: Maybe } touches(t, regs) {
         let (rows, cols) = (rows.value_or(regs, 1), cols.value(regs));
+        t.count("rows", rows);
+        t.count("cols", cols);
         let most = most.value_or(regs, rows.saturating_mul(cols));
         t.read("mask", SP, mask.value(regs), Shape::flat(rows.saturating_mul(cols), 1));
         t.write("table", SP, table.value(regs), Shape::flat(cols.saturating_add(1).saturating_mul(16), 4));
@@ -536,6 +540,8 @@ formats! {
     /// A selection and a matrix to a list.
     Compact { dst: Sp, mask: Sp, src: Sp, cols: Size<12>, most: Maybe, rows: Maybe } touches(t, regs) {
         let (rows, cols) = (rows.value_or(regs, 1), cols.value(regs));
+        t.count("rows", rows);
+        t.count("cols", cols);
         let most = most.value_or(regs, rows.saturating_mul(cols));
         t.read("mask", SP, mask.value(regs), Shape::flat(rows.saturating_mul(cols), 1));
         t.read("src", SP, src.value(regs), elems(regs, rows, cols, Maybe(None), Type::F32));
@@ -545,6 +551,7 @@ formats! {
     /// A ring of the latest tokens, and a token.
     RingAppend { ring: Sp, token: Given, cap: Given } touches(t, regs) {
         t.at_most("token", token.value(regs), U32);
+        t.count("cap", cap.value(regs));
         t.update("ring", SP, ring.value(regs), Shape::flat(cap.value(regs).saturating_add(1).saturating_mul(4), 4));
     }
 
@@ -554,6 +561,7 @@ formats! {
         t.at_most("token", token.value(regs), U32);
         t.at_most("window", window, U32);
         t.at_most("sinks", sinks, U32);
+        t.count("cap", cap);
         t.read("ring", SP, ring.value(regs), Shape::flat(cap.saturating_add(1).saturating_mul(4), 4));
         let most = cap.saturating_add(window).saturating_add(sinks).min(token.value(regs).saturating_add(1));
         t.write("list", SP, list.value(regs), Shape::flat(most.saturating_mul(4), 4));

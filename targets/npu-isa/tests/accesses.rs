@@ -124,6 +124,12 @@ fn faults() {
         ("v.fill sp[0], cols=1, value=r0, rows=r2, dst_stride=r6", "dst: a multiple of 4, 7"),
         ("store.add_rows dram[0], sp[0], sp[64], bound=r2, row_bytes=6", "row_bytes: a multiple of 4, 6"),
         ("r.top_k sp[0], sp[64], sp[128], cols=4, k=r8", "k: 0 to 2^48, -1"),
+        // Products and sums with other counts do not hide them.
+        ("v.rope sp[0], sp[64], sp[128], half=0, heads=r8", "heads: 0 to 2^48, -1"),
+        ("r.group sp[0], sp[64], sp[128], cols=0, rows=r8", "rows: 0 to 2^48, -1"),
+        ("r.compact sp[0], sp[64], sp[128], cols=0, rows=r8", "rows: 0 to 2^48, -1"),
+        ("r.append sp[0], token=r7, cap=r8", "cap: 0 to 2^48, -1"),
+        ("r.admit sp[0], sp[64], sp[128], token=r7, window=r2, sinks=r2, cap=r8", "cap: 0 to 2^48, -1"),
     ] {
         let program = assemble(&format!("{text}\nhalt")).unwrap_or_else(|e| panic!("{e}"));
         let fault = program.instructions[0].op.accesses(&registers()).expect_err("a fault");
