@@ -160,7 +160,14 @@ proptest! {
 
 /// The routed example with other scores.
 fn routed(scores: &[[f32; 4]; 8], machine: &Machine) -> Run {
-    let program = example("routed_ffn");
+    routed_to(2, scores, machine)
+}
+
+/// The routed example with other scores, every token to `k` modules.
+fn routed_to(k: usize, scores: &[[f32; 4]; 8], machine: &Machine) -> Run {
+    let path = format!("{}/../examples/npu/routed_ffn.s", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let program = program(&text.replace(".equ K_MAX, 2 ", &format!(".equ K_MAX, {k} ")));
     let mut simulator = Simulator::new(&program, machine, Options::default()).unwrap();
     let bytes: Vec<u8> = scores.iter().flatten().flat_map(|s| s.to_le_bytes()).collect();
     simulator.write_dram(address(&program, "scores"), &bytes).unwrap();
@@ -191,6 +198,46 @@ fn a_module_that_nobody_chose_costs_a_skip() {
     assert_eq!(others.report.total.instructions, run.report.total.instructions);
     assert_eq!(others.report.total.macs, run.report.total.macs);
     assert_eq!(others.report.total.dram_used_bytes, run.report.total.dram_used_bytes);
+}
+
+/// Cycles of the array for a dense FFN of so many rows, in blocks of 4: gate, up and down of 4 tiles each, rule M3.
+fn dense_ffn_cycles(rows: u64, machine: &Machine) -> u64 {
+    let tile = |m: u64| 2 * machine.matrix.rows + machine.matrix.cols + m - 2;
+    (0..rows.div_ceil(4)).map(|block| 3 * 4 * tile((rows - 4 * block).min(4))).sum()
+}
+
+#[test]
+fn routed_work_is_the_dense_work_of_what_was_chosen() {
+    let machine = common::ideal(&[]);
+    let even = [[0.4, 0.3, 0.1, 0.2]; 8];
+    let uneven = [
+        [0.4, 0.3, 0.1, 0.2],
+        [0.1, 0.6, 0.1, 0.2],
+        [0.5, 0.2, 0.0, 0.3],
+        [0.3, 0.3, 0.1, 0.3],
+        [0.2, 0.4, 0.1, 0.3],
+        [0.7, 0.1, 0.0, 0.2],
+        [0.6, 0.3, 0.0, 0.1],
+        [0.1, 0.4, 0.0, 0.5],
+    ];
+    // Tokens of each module: all to one; as the scores say; k = all is every module on every token.
+    for (k, scores, counts) in
+        [(1, even, [8, 0, 0, 0]), (1, uneven, [5, 2, 0, 1]), (2, uneven, [5, 6, 0, 5]), (4, uneven, [8; 4])]
+    {
+        let report = routed_to(k, &scores, &machine).report;
+        assert_eq!(counts.iter().sum::<u64>(), 8 * k as u64, "tokens in, tokens out");
+        let dense: u64 = counts.iter().map(|rows| dense_ffn_cycles(*rows, &machine)).sum();
+        assert_eq!(report.busy_cycles(Queue::Matrix), dense, "{k}: {counts:?}");
+        assert_eq!(report.total.macs, u128::from(counts.iter().sum::<u64>() * 3 * 32 * 32));
+        let fetched = counts.iter().filter(|rows| **rows > 0).count() as u128 * 3 * (4 * 128 + 64);
+        // Besides modules: 8 tokens of 32 floats, and scores.
+        assert_eq!(report.total.dram_read_bytes, fetched + 8 * 32 * 4 + 8 * 4 * 4, "{k}: {counts:?}");
+        let modules = report.modules();
+        for (module, rows) in counts.iter().enumerate() {
+            let share = &modules.iter().find(|(number, _)| *number == module as i64).unwrap().1;
+            assert_eq!(share.amounts.macs, u128::from(rows * 3 * 32 * 32));
+        }
+    }
 }
 
 #[test]
