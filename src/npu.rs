@@ -6,10 +6,12 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
+use lapidary_format::Isa;
 use lapidary_npu_isa::container::MAGIC;
 use lapidary_npu_isa::machine::PRESETS;
 use lapidary_npu_isa::{Machine, Program};
 
+use crate::engine;
 use crate::failure::Usage;
 use crate::ui;
 
@@ -86,7 +88,7 @@ pub fn shapes(text: &str) -> anyhow::Result<Vec<Shape>> {
 }
 
 /// Whether a file begins as assembled programs do.
-pub fn is_program(path: &Path) -> bool {
+fn is_program(path: &Path) -> bool {
     let mut begin = [0; MAGIC.len()];
     // Opening a pipe would wait for its other end.
     std::fs::metadata(path).is_ok_and(|m| m.is_file())
@@ -94,9 +96,18 @@ pub fn is_program(path: &Path) -> bool {
         && begin == MAGIC
 }
 
-/// Reads an assembled program.
-pub fn read_program(path: &Path) -> anyhow::Result<Program> {
+/// The NPU program in a file: one that was assembled, or the code of an artifact. `None`: the artifact is for a CPU.
+pub fn program(path: &Path) -> anyhow::Result<Option<Program>> {
     let place = || path.display().to_string();
-    let bytes = crate::npy::read_file(path, MAX_PROGRAM_BYTES)?;
-    Program::from_bytes(&bytes).with_context(place)
+    if is_program(path) {
+        let bytes = crate::npy::read_file(path, MAX_PROGRAM_BYTES)?;
+        return Ok(Some(Program::from_bytes(&bytes).with_context(place)?));
+    }
+    let file = engine::artifact(path)?;
+    let artifact = file.artifact();
+    if artifact.manifest().isa != Isa::Npu {
+        return Ok(None);
+    }
+    let place = || format!("{}: code", path.display());
+    Ok(Some(Program::from_bytes(artifact.code()).with_context(place)?))
 }

@@ -135,5 +135,8 @@ fn what_is_wrong_is_said() {
     std::fs::write(at("typo.s"), "v.ad sp[0], sp[64], sp[128], cols=16\nhalt\n").unwrap();
     let (code, errors) = fails(&["asm", &at("typo.s"), "-o", &at("typo.npu")]);
     assert!(code == 1 && errors.contains("line 1, column 1") && errors.contains('^'), "{errors}");
-    assert_eq!(fails(&["simulate", &at("typo.s")]).0, 4);
+    assert_eq!(fails(&["simulate", &at("typo.s")]).0, 1);
+    run(lapidary().args(["-q", "compile", "preset:gem-tiny", "-o", &at("cpu.lapis")])).unwrap();
+    let (code, errors) = fails(&["simulate", &at("cpu.lapis")]);
+    assert!(code == 4 && errors.contains("for a CPU"), "{errors}");
 }

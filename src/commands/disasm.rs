@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use lapidary_format::{Artifact, Isa};
 #[cfg(feature = "npu")]
-use lapidary_npu_isa::disasm::disassemble;
+use lapidary_npu_isa::{Program, disasm::disassemble};
 use lapidary_runtime::ArtifactFile;
 use lapidary_target_cpu::disasm::{Code, Function, Line, Step};
 use serde_json::json;
@@ -23,8 +23,8 @@ const TEXT_WIDTH: usize = 40;
 /// Shows an artifact's code.
 pub fn run(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
     #[cfg(feature = "npu")]
-    if npu::is_program(&args.artifact) {
-        return npu_program(args);
+    if let Some(program) = npu::program(&args.artifact)? {
+        return npu_program(args, &program);
     }
     let file = ArtifactFile::open(&args.artifact)?;
     let artifact = file.artifact();
@@ -43,13 +43,13 @@ pub fn run(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows an assembled NPU program, as text that assembles to the same bytes.
+/// Shows an NPU program as text that assembles to the same bytes.
 #[cfg(feature = "npu")]
-fn npu_program(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
+fn npu_program(args: &DisasmArgs, program: &Program) -> anyhow::Result<ExitCode> {
     if args.entry.is_some() || args.step.is_some() || args.format == Format::Json {
         bail!(Usage("--entry, --step, --format: wanted none of them for an NPU program, found one".into()));
     }
-    print!("{}", disassemble(&npu::read_program(&args.artifact)?, true));
+    print!("{}", disassemble(program, true));
     Ok(ExitCode::SUCCESS)
 }
 

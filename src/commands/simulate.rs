@@ -37,14 +37,13 @@ pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let options = Options { values: !args.timing_only, ..Options::default() };
     match (&args.program, &args.gemm, &args.gemm_csv) {
         (Some(path), None, None) => {
-            if !npu::is_program(path) {
+            let Some(program) = npu::program(path)? else {
                 bail!(Unsupported(format!(
-                    "{}: wanted an assembled NPU program, found another file\nhint: compiling models for the NPU is not in this \
-                     build yet; `lapidary asm` assembles programs",
+                    "{}: wanted a program or an artifact for the NPU, found an artifact for a CPU\nhint: `lapidary bench` and \
+                     `lapidary profile` time it here",
                     path.display()
                 )));
-            }
-            let program = npu::read_program(path)?;
+            };
             verify(&program, &machine).with_context(|| path.display().to_string())?;
             let title = path.display().to_string();
             let run = observed(args, &program, &machine, &title, || Simulator::new(&program, &machine, options))?;
