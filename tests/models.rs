@@ -31,7 +31,7 @@ fn main() {
                 (true, "rpi4") => &["fp32"],
                 (true, "rpi5") => &["hybrid"],
                 (true, _) => &["none", "hybrid"],
-                (false, _) if full() => &["none", "hybrid", "int8", "int4"],
+                (false, "native") if full() => &["none", "hybrid", "int8", "int4"],
                 (false, _) => [&["none", "hybrid"], &["none", "int8"], &["none", "int4"]][i % 3],
             };
             for recipe in recipes {

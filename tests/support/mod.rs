@@ -23,7 +23,12 @@ pub fn root() -> &'static Path {
 
 /// Whether the slow suites run: `LAPIDARY_TEST=full`.
 pub fn full() -> bool {
-    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full")
+    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full") || full_emulation()
+}
+
+/// Whether they also run what takes many minutes under emulation: `LAPIDARY_TEST=full-emulation`.
+pub fn full_emulation() -> bool {
+    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full-emulation")
 }
 
 /// The command under test.
