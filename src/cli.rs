@@ -37,7 +37,7 @@ pub struct Executable {
     #[command(flatten)]
     pub run: RunOptions,
     /// Threads (0: as many as the machine has; --bench takes several, as in 1,4)
-    #[arg(long, value_delimiter = ',', default_value = "0")]
+    #[arg(long, value_delimiter = ',', default_value = "0", value_parser = thread_count)]
     pub threads: Vec<usize>,
     /// Time prefill and decode
     #[arg(long)]
@@ -166,6 +166,15 @@ pub struct Product {
     pub types: Vec<WeightType>,
 }
 
+/// A number of threads. Far more than cores only cost memory, and each is a stack that the system has to find.
+fn thread_count(text: &str) -> Result<usize, String> {
+    const MOST: usize = 512;
+    match text.parse() {
+        Ok(count) if count <= MOST => Ok(count),
+        _ => Err(format!("wanted 0 to {MOST}")),
+    }
+}
+
 /// Reads M,K,N[,TYPE…].
 fn product(text: &str) -> Result<Product, String> {
     /// Elements of an operand: 1 GiB of f32.
@@ -216,7 +225,7 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = 12)]
     pub max_new: usize,
     /// Threads (0: as many as the machine has)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = thread_count)]
     pub threads: usize,
 }
 
@@ -274,7 +283,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub options: RunOptions,
     /// Threads (0: as many as the machine has)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = thread_count)]
     pub threads: usize,
 }
 
@@ -330,7 +339,7 @@ pub struct BenchArgs {
     #[arg(required = true)]
     pub artifacts: Vec<PathBuf>,
     /// Thread counts (0: as many as the machine has)
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = thread_count)]
     pub threads: Vec<usize>,
     /// What to time.
     #[command(flatten)]
@@ -382,7 +391,7 @@ pub struct ProfileArgs {
     #[arg(long, default_value_t = 32)]
     pub max_new: usize,
     /// Threads (0: as many as the machine has)
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = thread_count)]
     pub threads: usize,
     /// Measured rounds
     #[arg(long, default_value_t = 9)]
@@ -519,7 +528,7 @@ pub struct CalibrateArgs {
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     pub evaluate: Vec<PathBuf>,
     /// Threads (0: as many as the machine has)
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = thread_count)]
     pub threads: usize,
 }
 
@@ -542,7 +551,7 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 0.0)]
     pub rtol: f32,
     /// Threads (0: as many as the machine has)
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = thread_count)]
     pub threads: usize,
     /// What the artifact gave elsewhere (`run --input ids=@F --output`, without and with --max-new), instead of running it here
     #[arg(long, value_name = "FILE.npz", value_delimiter = ',')]
