@@ -43,6 +43,22 @@ pub enum LowerError {
         /// What it is.
         found: String,
     },
+    /// An op that the NPU cannot do.
+    #[error("{label} ({op}): {message}")]
+    Op {
+        /// Which node.
+        label: String,
+        /// Its op.
+        op: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// A weight that cannot be read.
+    #[error("weights: {0}")]
+    Weights(String),
+    /// The image of weights cannot be written.
+    #[error("image of weights: {0}")]
+    Write(String),
     /// An instruction that was built has no word.
     #[error(transparent)]
     Encode(#[from] EncodeError),

@@ -22,6 +22,7 @@ pub mod builder;
 mod error;
 pub mod gemm;
 pub mod matmul;
+pub mod model;
 
 pub use builder::{Builder, Place, Value};
 pub use error::LowerError;
