@@ -27,12 +27,13 @@ impl Room {
         Room { tokens, rows: tokens.next_power_of_two() }
     }
 
-    /// Rows of a dimension.
+    /// Rows that a buffer has for a dimension.
     pub fn of(&self, graph: &Graph, dim: Dim) -> u64 {
         match dim {
             Dim::Const(n) => n,
             Dim::Sym(SymbolId::TOKENS | SymbolId::OUTPUT_ROWS) => self.rows,
-            Dim::Sym(symbol) => self.tokens * graph.symbols[symbol.0 as usize].max_per_token,
+            // Where a module's part begins and how long it is are two numbers to whoever checks the program: both are bounded.
+            Dim::Sym(symbol) => self.tokens * graph.symbols[symbol.0 as usize].max_per_token + self.rows,
         }
     }
 }
