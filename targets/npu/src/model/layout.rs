@@ -64,10 +64,10 @@ impl Layout {
                 (bytes > 0).then(|| Area::new(Space::Dram, take(bytes), bytes))
             })
             .collect();
-        let state_bytes = take(0) - state_begin;
-        if state_bytes > 0 {
-            add("state", state_begin, state_bytes);
-        }
+        // There always is such a segment.
+        let state_bytes = (take(0) - state_begin).max(ALIGN);
+        take(state_begin + state_bytes - take(0));
+        add("state", state_begin, state_bytes);
         let mut places = Vec::new();
         for output in outputs {
             let rows = match output.rows {

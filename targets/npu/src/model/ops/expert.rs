@@ -53,6 +53,8 @@ pub(super) fn ffn(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done {
     let table = cx.value(cx.operand(node, 1));
     let (list, gates) = (cx.value(cx.operand(node, 2)), cx.value(cx.operand(node, 3)));
     let pairs = cx.most_pairs(cx.operand(node, 2));
+    // The more rows fit, the fewer times weights are read.
+    flow.scratch.from_begin();
     begin(cx, flow, id, y, rows)?;
     let input = match in_codes {
         true => Input::Codes(quantized(cx, flow, x, rows)?),
@@ -94,6 +96,9 @@ fn begin(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId, y: Stream, rows: Row
     match cx.optional(cx.node(id), 4) {
         Some(residual) => {
             let residual = cx.stream(residual);
+            if residual.home == y.home {
+                return Ok(());
+            }
             flow.by_rows(rows, &[residual], &[y], |flow, block, r, out| {
                 flow.unary(Instruction::Copy, &out[0], &r[0], known(y.cols), block.rows)
             })

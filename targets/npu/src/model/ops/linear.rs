@@ -32,13 +32,20 @@ pub(super) fn linear(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done 
     let tail = Tail { act, residual: cx.optional(node, 2).map(|r| cx.stream(r)) };
     let y = cx.stream(node.results[0]);
     let columns = Columns::all(cx.product_weight(node, 1), None);
+    // Where the residual lies in the result's place, the product is made elsewhere.
+    let in_place = tail.residual.is_some_and(|r| r.home == y.home);
     with_input(cx, flow, id, &columns, |flow, input, block, rows| {
-        let width = piece_width(flow, &columns, y, rows, 1 + u64::from(tail.residual.is_some()));
+        let buffers =
+            u64::from(in_place || !y.home.on_chip()) + u64::from(tail.residual.is_some_and(|r| !r.home.on_chip()));
+        let width = if buffers == 0 { columns.count() } else { fitting_width(flow, &columns, rows, buffers) };
         pieces(flow, &columns, width, |flow, index, columns, width_now| {
             flow.scope(|flow| {
                 let home = part_of(flow, &y.home, block, index, width)?;
                 let mark = flow.scratch.mark();
-                let dst = on_chip_part(flow, &home, rows, width_now)?;
+                let dst = match in_place {
+                    true => Matrix::dense(flow.scratch.take(4 * rows.room * width_now)?, width_now, Type::F32),
+                    false => on_chip_part(flow, &home, rows, width_now)?,
+                };
                 product(flow, input, rows, columns, width_now, &dst)?;
                 if let Some(act) = tail.act {
                     flow.unary(act, &dst, &dst, known(width_now), block.rows)?;
@@ -49,7 +56,8 @@ pub(super) fn linear(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done 
                     if !from.on_chip() {
                         flow.load(&r, &from, known(width_now), block.rows)?;
                     }
-                    flow.binary(Instruction::VAdd, &dst, &dst, &r, Broadcast::Full, known(width_now), block.rows)?;
+                    let sum = if in_place && home.on_chip() { home } else { dst };
+                    flow.binary(Instruction::VAdd, &sum, &dst, &r, Broadcast::Full, known(width_now), block.rows)?;
                 }
                 if !home.on_chip() {
                     flow.store(&home, &dst, known(width_now), block.rows)?;
@@ -140,14 +148,6 @@ fn on_chip_part(flow: &mut Flow<'_>, home: &Matrix, rows: Rows, width: u64) -> R
     match home.on_chip() {
         true => Ok(*home),
         false => Ok(Matrix::dense(flow.scratch.take(4 * rows.room * width)?, width, Type::F32)),
-    }
-}
-
-/// Columns of a piece: all of them, if the result stays on chip.
-fn piece_width(flow: &Flow<'_>, columns: &Columns, y: Stream, rows: Rows, buffers: u64) -> u64 {
-    match y.home.on_chip() {
-        true => columns.count(),
-        false => fitting_width(flow, columns, rows, buffers),
     }
 }
 
