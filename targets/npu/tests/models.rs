@@ -7,7 +7,7 @@ mod support;
 
 use lapidary_compiler::import::{GemConfig, ImportOptions};
 use lapidary_compiler::interp::{Outputs, Tensor};
-use lapidary_compiler::ir::{Graph, Op};
+use lapidary_compiler::ir::{DType, Graph, Op};
 use lapidary_compiler::ops::Policy;
 use lapidary_compiler::plan::why_whole_sequence;
 use lapidary_compiler::quant::Builtin;
@@ -16,8 +16,10 @@ use lapidary_npu_isa::address::Memory;
 use lapidary_npu_isa::machine::PRESETS;
 use lapidary_simulator::Report;
 use lapidary_target_npu::LowerError;
+use lapidary_target_npu::model::{ModelOutput, ModelSummary, NpuModel, OutputRows};
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::held::{Step, Subject};
+use support::device::Device;
+use support::held::{Step, Subject, splits, with_output};
 use support::model::{Model, Numbers, Random, full, models_dir, odd_config, random_models};
 
 const RECIPES: [Builtin; 5] = [Builtin::None, Builtin::Hybrid, Builtin::Int8, Builtin::Int4, Builtin::Fp16];
@@ -33,6 +35,7 @@ fn main() {
     odd(&mut cases);
     random_machines(&mut cases);
     laws(&mut cases);
+    cases.add("harness/differences-are-found".into(), true, differences_are_found);
     libtest_mimic::run(&arguments, cases.0).exit();
 }
 
@@ -215,24 +218,34 @@ fn random_machines(cases: &mut Cases) {
     });
 }
 
-/// One prefill of a made-up model, compared bit for bit; what the machine reported.
-fn prefill(
-    config: &GemConfig,
-    numbers: Numbers,
-    recipe: Builtin,
-    machine: &Machine,
-) -> Result<(Outputs, Report), Failed> {
-    const TOKENS: usize = 17;
-    let model = Model::made_up(config, numbers);
-    let graph = model.fused(recipe, TOKENS as u64);
-    let ids = Random::new(7).ids(TOKENS, config.vocab_size);
-    let subject = Subject { graph: &graph, source: &*model.source, ids: &ids };
-    let lowered = subject.lower(machine, TOKENS, TOKENS).map_err(|e| e.to_string())?;
-    let mut device = subject.device(&lowered)?;
-    let step = Step { tokens: TOKENS, output_rows: TOKENS, decode: false };
-    let wanted = subject.wanted();
-    let mut reports = subject.compare(&mut device, &[step], &wanted)?;
-    Ok((wanted, reports.remove(0)))
+const LAW_TOKENS: usize = 17;
+
+/// A made-up model with a sequence.
+struct Made {
+    graph: Graph,
+    model: Model,
+    ids: Vec<u32>,
+}
+
+impl Made {
+    fn new(config: &GemConfig, numbers: Numbers, recipe: Builtin) -> Made {
+        let model = Model::made_up(config, numbers);
+        let graph = model.fused(recipe, LAW_TOKENS as u64);
+        Made { graph, model, ids: Random::new(7).ids(LAW_TOKENS, config.vocab_size) }
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject { graph: &self.graph, source: &*self.model.source, ids: &self.ids }
+    }
+
+    /// One prefill on edge-16, compared bit for bit; what the machine reported.
+    fn prefill(&self) -> Result<Report, Failed> {
+        let subject = self.subject();
+        let lowered = subject.lower(&preset("edge-16"), LAW_TOKENS, LAW_TOKENS).map_err(|e| e.to_string())?;
+        let mut device = subject.device(&lowered)?;
+        let step = Step { tokens: LAW_TOKENS, output_rows: LAW_TOKENS, decode: false };
+        Ok(subject.compare(&mut device, &[step], &subject.wanted())?.remove(0))
+    }
 }
 
 /// Numbers of modules for which something was done, and the bytes that they had read from DRAM.
@@ -268,9 +281,9 @@ fn laws(cases: &mut Cases) {
         cases.add(name("no-token-chosen"), true, move || {
             let mut config = odd_config(Policy::Threshold, true, true, true);
             config.scar.tau = 1.0;
-            let (outputs, report) = prefill(&config, Numbers::random(&config, 1), recipe, &preset("edge-16"))?;
-            need(visits(&outputs).iter().all(|n| *n == 0), || "a token chose a module".into())?;
-            let (touched, bytes) = modules_touched(&report);
+            let made = Made::new(&config, Numbers::random(&config, 1), recipe);
+            need(visits(&made.subject().wanted()).iter().all(|n| *n == 0), || "a token chose a module".into())?;
+            let (touched, bytes) = modules_touched(&made.prefill()?);
             need(touched.is_empty() && bytes == 0, || format!("nobody's modules {touched:?} read {bytes} bytes"))
         });
         cases.add(name("all-tokens-to-one-module"), true, move || {
@@ -280,19 +293,19 @@ fn laws(cases: &mut Cases) {
             let mut numbers = Numbers::random(&config, 2);
             let keys = numbers.0.iter_mut().filter(|(name, _)| name.ends_with("scar.keys"));
             keys.for_each(|(_, (_, elems))| elems.fill(0.0));
-            let (outputs, report) = prefill(&config, numbers, recipe, &preset("edge-16"))?;
-            let visits = visits(&outputs);
-            need(visits[0] == 2 * 17 && visits[1..].iter().all(|n| *n == 0), || format!("visits: {visits:?}"))?;
-            let (touched, _) = modules_touched(&report);
+            let made = Made::new(&config, numbers, recipe);
+            let visits = visits(&made.subject().wanted());
+            need(visits[0] == 2 * LAW_TOKENS && visits[1..].iter().all(|n| *n == 0), || format!("visits: {visits:?}"))?;
+            let (touched, _) = modules_touched(&made.prefill()?);
             need(touched == [0], || format!("modules that read: wanted 0 alone, found {touched:?}"))
         });
         cases.add(name("all-modules"), true, move || {
             let mut config = odd_config(Policy::TopK, false, true, true);
             config.scar.k_max = config.scar.num_clusters;
-            let (outputs, report) = prefill(&config, Numbers::random(&config, 3), recipe, &preset("edge-16"))?;
-            let visits = visits(&outputs);
-            need(visits.iter().all(|n| *n == 2 * 17), || format!("visits: {visits:?}"))?;
-            let (touched, _) = modules_touched(&report);
+            let made = Made::new(&config, Numbers::random(&config, 3), recipe);
+            let visits = visits(&made.subject().wanted());
+            need(visits.iter().all(|n| *n == 2 * LAW_TOKENS), || format!("visits: {visits:?}"))?;
+            let (touched, _) = modules_touched(&made.prefill()?);
             need(touched == [0, 1, 2, 3, 4, 5, 6], || format!("modules that read: wanted all, found {touched:?}"))
         });
         cases.add(name("permuted-modules-one-each"), true, move || permuted(1, recipe));
@@ -316,9 +329,9 @@ fn permuted(k: u64, recipe: Builtin) -> Check {
     config.scar.k_max = k;
     let order = [3, 0, 6, 2, 5, 1, 4];
     let numbers = Numbers::random(&config, 4);
-    let machine = preset("edge-16");
-    let (plain, report) = prefill(&config, numbers.clone(), recipe, &machine)?;
-    let (other, other_report) = prefill(&config, numbers.permute_modules(&order), recipe, &machine)?;
+    let permuted = numbers.permute_modules(&order);
+    let made = [numbers, permuted].map(|numbers| Made::new(&config, numbers, recipe));
+    let [plain, other] = made.each_ref().map(|made| made.subject().wanted());
     let column = |t: &Tensor, row: usize, c: usize| row * t.cols() + c;
     for ((name, a), (_, b)) in plain.0.iter().zip(&other.0) {
         let by_module = ["modules.", "gates.", "scores."].iter().any(|p| name.starts_with(p));
@@ -343,7 +356,7 @@ fn permuted(k: u64, recipe: Builtin) -> Check {
             }
         }
     }
-    let bytes = [report, other_report].map(|r| r.total.dram_used_bytes);
+    let bytes = [made[0].prefill()?, made[1].prefill()?].map(|report| report.total.dram_used_bytes);
     need(bytes[0] == bytes[1], || format!("bytes asked of DRAM: {bytes:?}"))
 }
 
@@ -386,4 +399,77 @@ fn decode_bytes() -> Check {
     let found = answer.report.total.dram_used_bytes;
     println!("decode: {found} bytes of DRAM, {least} of weights, {kv_bytes} of keys and values");
     need((least..=most).contains(&found), || format!("bytes: wanted {least} to {most}, found {found}"))
+}
+
+/// Looks up rows of a table of nine rows of four: what a lowering would make of `embed`.
+const LOOK_UP: &str = "
+    .space weights, 144, at=0
+    .space call, 16
+    .space ids, 64
+    .space state, 64
+    .space out.y, 256
+    .equ there, t1
+    .equ ids_there, t2
+    .equ rows_there, t3
+    li r1, call
+    load sp[0], dram[r1], row_bytes=16 post(there)
+    lds r2, sp[0], max=16 wait(there)
+    li r3, ids
+    load sp[32], dram[r3], row_bytes=4, rows=r2 post(ids_there)
+    li r4, 9
+    sync sequencer wait(ids_there)
+    load.rows sp[128], dram[0], sp[32], bound=r4, row_bytes=16, rows=r2 post(rows_there)
+    li r5, out.y
+    store dram[r5], sp[128], row_bytes=16, rows=r2 wait(rows_there)
+    halt
+";
+
+/// The device and the comparison on a program by hand: what is right passes, one wrong bit of a weight is found where it is,
+/// and ids that no call has are never looked up.
+fn differences_are_found() -> Check {
+    let text = "lir 1\nphase imported\nweight @w: f32[9, 4] embedding = stored\ninput \"ids\" = %0: u32[T]\n\
+                %1 = embed(%0, @w)\noutput \"y\" = %1\n";
+    let graph = lapidary_compiler::ir::parse(text).map_err(|e| e.to_string())?;
+    let mut numbers = Numbers::default();
+    let table: Vec<f32> = (0..36).map(|i| i as f32 / 7.0).collect();
+    numbers.0.insert("w".into(), (4, table.clone()));
+    let program = lapidary_npu_isa::asm::assemble(LOOK_UP).map_err(|e| e.to_string())?;
+    let lowered = NpuModel {
+        machine: preset("edge-16"),
+        max_tokens: 16,
+        chunk_tokens: 16,
+        prefill: program.clone(),
+        decode: Some(program),
+        outputs: vec![ModelOutput {
+            name: "y".into(),
+            segment: "out.y".into(),
+            element: DType::F32,
+            rows: OutputRows::Tokens,
+            cols: 4,
+        }],
+        weight_bytes: 144,
+        summary: ModelSummary::default(),
+    };
+    let subject = Subject { graph: &graph, source: &numbers, ids: &[3, 8, 0, 5, 5, 1, 7] };
+    let wanted = subject.wanted();
+    let mut image: Vec<u8> = table.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut device = Device::with_image(&lowered, image.clone())?;
+    let splits = splits(&graph, 7, 16);
+    need(splits.len() == 5, || format!("splits: {splits:?}"))?;
+    for (_, steps) in &splits {
+        device.begin_sequence()?;
+        subject.compare(&mut device, steps, &wanted)?;
+    }
+    // The last bit of element 2 of row 5: token 3 and the one after it.
+    image[4 * (5 * 4 + 2)] ^= 1;
+    let mut device = Device::with_image(&lowered, image)?;
+    let found = subject.compare(&mut device, &splits[0].1, &wanted).map(|_| ()).unwrap_err();
+    let place = "call 0 (tokens 0 to 6): output y, row 3 of 7, column 2 of 4: wanted ";
+    need(found.starts_with(place) && found.ends_with("; 2 of 28 elements differ"), || found.clone())?;
+    // In the split 1, 4, 2 it is the second call's third row.
+    device.begin_sequence()?;
+    let found = subject.compare(&mut device, &splits[2].1, &wanted).map(|_| ()).unwrap_err();
+    need(found.starts_with("call 1 (tokens 1 to 4): output y, row 2 of 4, column 2 of 4"), || found.clone())?;
+    let seen = with_output(&graph, "seen", graph.outputs[0].value);
+    need(seen.outputs.len() == 2 && seen.outputs[0].name == "seen", || "outputs of the graph".into())
 }

@@ -68,9 +68,14 @@ fn check(model: &NpuModel) -> Result<(), String> {
 impl<'a> Device<'a> {
     /// A machine with a model's weights, at the start of a sequence.
     pub fn new(model: &'a NpuModel, weights: &WeightReader<'_>) -> Result<Device<'a>, String> {
-        check(model)?;
         let mut image = Vec::new();
         model.write_weights(weights, &mut image, &|_| ()).map_err(|e| e.to_string())?;
+        Device::with_image(model, image)
+    }
+
+    /// The same of an image that is at hand.
+    pub fn with_image(model: &'a NpuModel, image: Vec<u8>) -> Result<Device<'a>, String> {
+        check(model)?;
         if image.len() as u64 != model.weight_bytes {
             return Err(format!("image of weights: wanted {} bytes, found {}", model.weight_bytes, image.len()));
         }
