@@ -349,7 +349,7 @@ fn permuted(k: u64, recipe: Builtin) -> Check {
         for row in 0..a.rows() {
             let size = (0..a.cols()).fold(0f32, |m, c| m.max(number(a, column(a, row, c)).abs()));
             for c in 0..a.cols() {
-                let from = if by_module { order[c] } else { c };
+                let from = order.get(c).filter(|_| by_module).copied().unwrap_or(c);
                 let (wanted, found) = (number(a, column(a, row, from)), number(b, column(b, row, c)));
                 let off = (wanted - found).abs();
                 need(off <= bound * size, || format!("{name}, row {row}, column {c}: {wanted} became {found}"))?;
@@ -397,8 +397,9 @@ fn decode_bytes() -> Check {
     let least = u128::from(compulsory_bytes(&graph, &answer.outputs));
     let most = least + least / 10 + u128::from(kv_bytes);
     let found = answer.report.total.dram_used_bytes;
-    println!("decode: {found} bytes of DRAM, {least} of weights, {kv_bytes} of keys and values");
-    need((least..=most).contains(&found), || format!("bytes: wanted {least} to {most}, found {found}"))
+    need((least..=most).contains(&found), || {
+        format!("bytes of DRAM: wanted {least} (weights) to {most} (and keys and values: {kv_bytes}), found {found}")
+    })
 }
 
 /// Looks up rows of a table of nine rows of four: what a lowering would make of `embed`.
