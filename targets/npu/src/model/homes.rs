@@ -1,6 +1,6 @@
 //! Where values are between ops: in the scratchpad as long as there is room, else in DRAM.
 
-use lapidary_compiler::ir::{DType, Dim, Graph, Node, NodeId, Op, SymbolId, ValueId};
+use lapidary_compiler::ir::{DType, Dim, Graph, Node, Op, SymbolId, ValueId};
 use lapidary_npu_isa::address::Memory;
 use lapidary_npu_isa::choice::Type;
 

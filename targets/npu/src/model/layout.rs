@@ -66,7 +66,8 @@ impl Layout {
             .collect();
         // There always is such a segment.
         let state_bytes = (take(0) - state_begin).max(ALIGN);
-        take(state_begin + state_bytes - take(0));
+        let state_end = take(0);
+        take(state_begin + state_bytes - state_end);
         add("state", state_begin, state_bytes);
         let mut places = Vec::new();
         for output in outputs {
