@@ -130,18 +130,25 @@ impl Share {
         self.begin = Some(self.begin.map_or(begin, |b| b.min(begin)));
     }
 
-    /// Adds another's.
+    /// Adds another's of the same run.
     pub fn add(&mut self, other: &Share) {
+        self.add_after(0, other);
+    }
+
+    /// Adds that of a run that began `offset` cycles later.
+    pub fn add_after(&mut self, offset: u64, other: &Share) {
         self.amounts.add(&other.amounts);
         for (mine, others) in self.unit_cycles.iter_mut().zip(other.unit_cycles) {
             *mine += others;
         }
         self.cycles += other.cycles;
-        self.begin = match (self.begin, other.begin) {
+        self.begin = match (self.begin, other.begin.map(|begin| begin + offset)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        self.end = self.end.max(other.end);
+        if other.end > 0 {
+            self.end = self.end.max(other.end + offset);
+        }
     }
 }
 

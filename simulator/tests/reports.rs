@@ -24,7 +24,8 @@ fn json_has_its_fields_and_its_sums() {
     let run = run(&example("routed_ffn"), &machine);
     let value = json::to_json(&run.report);
     let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["schema", "machine", "cycles", "latency_ms", "units", "bytes", "energy_uj", "ops", "modules"]);
+    let wanted = ["schema", "machine", "cycles", "latency_ms", "units", "bytes", "energy_uj", "ops", "modules"];
+    assert_eq!(keys, [&wanted[..], &["parts", "routing", "selections"]].concat());
     assert_eq!((&value["schema"], &value["machine"]), (&"lapidary.sim/1".into(), &"edge-16".into()));
     let cycles = value["cycles"].as_u64().unwrap();
     assert_eq!(value["latency_ms"].as_f64().unwrap(), cycles as f64 / 500e3);

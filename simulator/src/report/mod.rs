@@ -4,13 +4,15 @@
 //! |---|---|
 //! | [`text`](text::summary) | what a person wants to know first |
 //! | [`json`](json::to_json) | everything, `lapidary.sim/1` |
-//! | [`csv`](csv::by_class) | one line per cost class |
+//! | [`csv`](csv::by_class) | one line per cost class, op, module, or stage of routing |
+//! | [`summary::Summary`] | several runs: their sums, and how long each took |
 //! | [`trace::ChromeTrace`] | an observer that writes events, for Perfetto |
 //! | [`timeline::Timeline`] | an observer that keeps what [`html::page`] draws |
 
 pub mod csv;
 pub mod html;
 pub mod json;
+pub mod summary;
 pub mod text;
 pub mod timeline;
 pub mod trace;
