@@ -263,9 +263,13 @@ pub fn page_with(
     let ops: Vec<Row> = report.ops().iter().map(|(name, s)| row(report, (*name).to_string(), s)).collect();
     let modules: Vec<Row> = report.modules().iter().map(|(n, s)| row(report, n.to_string(), s)).collect();
     let classes: Vec<Row> = report.classes.iter().map(|(class, s)| row(report, class.name().into(), s)).collect();
-    let part = |p: &crate::tally::Part| p.module.map(|module| row(report, format!("{}, module {module}", p.name), &p.share));
+    let part =
+        |p: &crate::tally::Part| p.module.map(|module| row(report, format!("{}, module {module}", p.name), &p.share));
     let parts: Vec<Row> = report.parts.iter().filter_map(part).collect();
-    let stages = report.routing.iter().map(|(stage, s)| Row { about: stage.about().trim(), ..row(report, stage.name().into(), s) });
+    let stages = report
+        .routing
+        .iter()
+        .map(|(stage, s)| Row { about: stage.about().trim(), ..row(report, stage.name().into(), s) });
     let router = row(report, "all of the router".into(), &report.router());
     let energy_share = router.energy_uj / report.energy_uj().max(f64::MIN_POSITIVE);
     let layers = details.tokens.iter().map(|token| token.modules.len()).max().unwrap_or(0);
