@@ -81,6 +81,14 @@ impl Context<'_> {
         Rows { count, most: self.room.tokens, room: self.room.rows }
     }
 
+    /// Most pairs of a token and a module in the lists of a `route.group`.
+    pub fn most_pairs(&self, list: ValueId) -> u64 {
+        match self.graph.ty(list).rows() {
+            Dim::Const(n) => n,
+            Dim::Sym(symbol) => self.room.tokens * self.graph.symbols[symbol.0 as usize].max_per_token,
+        }
+    }
+
     /// Rows of a value.
     pub fn rows_of(&self, value: ValueId) -> Rows {
         self.rows(self.graph.ty(value).rows())

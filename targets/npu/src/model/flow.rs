@@ -179,60 +179,52 @@ impl<'m> Flow<'m> {
         Ok(rd)
     }
 
-    /// A multiplication, in order with all else. `areas` are those of activations, factors of rows and results.
+    /// A multiplication whose results go to the scratchpad, in order with all else.
     pub fn matmul(&mut self, op: &Matmul, areas: MatmulAreas) -> Result<Emitted, LowerError> {
+        if !matches!(op.output.to, Destination::Scratchpad { .. }) {
+            return Err(LowerError::argument("results of a product", "a place in the scratchpad", "one in DRAM"));
+        }
         let own = [Area::new(Space::Scratchpad, op.scratch.begin, op.scratch.bytes)];
-        let (loads, stores) =
-            (matches!(op.activations, Activations::Dram { .. }), matches!(op.output.to, Destination::Dram { .. }));
-        let mut matrix_reads = Vec::new();
-        let mut load_reads = Vec::new();
-        match loads {
-            true => load_reads.push(areas.activations),
+        let from_dram = matches!(op.activations, Activations::Dram { .. });
+        let (mut load_reads, mut matrix_reads, mut vector_reads) = (Vec::new(), Vec::new(), own.to_vec());
+        match from_dram {
+            true => {
+                load_reads.push(areas.activations);
+                matrix_reads.extend(own);
+            }
             false => matrix_reads.push(areas.activations),
         }
-        let mut vector_reads = Vec::new();
         match op.output.tokens {
             Scales::Scratchpad(_) => vector_reads.push(areas.tokens),
             Scales::Dram(_) => load_reads.push(areas.tokens),
             Scales::One => (),
         }
-        let mut vector_writes = own.to_vec();
-        if !stores {
-            vector_writes.push(areas.output);
-        }
-        let own_if = |yes: bool| -> &[Area] { if yes { &own } else { &[] } };
-        let loads_factors =
-            matches!(op.output.channels, Scales::Dram(_)) || matches!(op.output.tokens, Scales::Dram(_));
-        // Who touches what: reads, writes.
-        let uses: [(Queue, &[Area], &[Area]); 4] = [
-            (Queue::Load, &load_reads, own_if(loads || loads_factors)),
-            (Queue::Matrix, &[&matrix_reads[..], own_if(loads)].concat(), &[]),
-            (Queue::Vector, &vector_reads, &vector_writes),
-            (Queue::Store, own_if(stores), if stores { std::slice::from_ref(&areas.output) } else { &[] }),
+        let dram = |scales| matches!(scales, Scales::Dram(_));
+        let loads = from_dram || dram(op.output.channels) || dram(op.output.tokens);
+        // Who reads and writes what, beside the weight buffer and the accumulators.
+        let output = [areas.output];
+        let uses: [(Queue, &[Area], &[Area]); 3] = [
+            (Queue::Load, &load_reads, if loads { &own } else { &[] }),
+            (Queue::Matrix, &matrix_reads, &[]),
+            (Queue::Vector, &vector_reads, &output),
         ];
         for (queue, reads, writes) in uses {
             self.require(queue, reads, writes)?;
         }
         let emitted = matmul::matmul(&mut self.b, self.machine, op)?;
-        // Its own tokens say that all of it is done when they are back.
-        Ok(emitted).inspect(|_| {
-            for (queue, reads, writes) in uses {
-                if !(reads.is_empty() && writes.is_empty()) {
-                    self.order.touched(queue, reads, writes);
-                }
+        for (queue, reads, writes) in uses {
+            if !(reads.is_empty() && writes.is_empty()) {
+                self.order.touched(queue, reads, writes);
             }
-        })
+        }
+        Ok(emitted)
     }
 
     /// Takes a multiplication's tokens back: the queues that fill its buffers are behind those that emptied them.
-    pub fn release(&mut self, emitted: Emitted, stores: bool) {
+    pub fn release(&mut self, emitted: Emitted) {
         emitted.release(&mut self.b);
         self.order.waited(Queue::Vector, Queue::Matrix);
         self.order.waited(Queue::Matrix, Queue::Vector);
-        if stores {
-            self.order.waited(Queue::Store, Queue::Vector);
-            self.order.waited(Queue::Vector, Queue::Store);
-        }
     }
 
     /// An address in the scratchpad; a register of the current scope holds what does not fit.

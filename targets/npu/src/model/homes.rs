@@ -27,12 +27,13 @@ impl Room {
         Room { tokens, rows: tokens.next_power_of_two() }
     }
 
-    /// Rows of a dimension.
+    /// Rows that a buffer has for a dimension.
     pub fn of(&self, graph: &Graph, dim: Dim) -> u64 {
         match dim {
             Dim::Const(n) => n,
             Dim::Sym(SymbolId::TOKENS | SymbolId::OUTPUT_ROWS) => self.rows,
-            Dim::Sym(symbol) => self.tokens * graph.symbols[symbol.0 as usize].max_per_token,
+            // Where a module's part begins and how long it is are two numbers to whoever checks the program: both are bounded.
+            Dim::Sym(symbol) => self.tokens * graph.symbols[symbol.0 as usize].max_per_token + self.rows,
         }
     }
 }
@@ -161,21 +162,62 @@ impl Homes {
     }
 }
 
+/// What may lie where one of its operands was, if nobody needs that any more: which operand.
+fn in_place(op: Op) -> Option<usize> {
+    match op {
+        Op::Linear => Some(2),
+        Op::ExpertFfn => Some(4),
+        Op::Rope | Op::Add | Op::Mul | Op::Scale | Op::Silu | Op::Gelu | Op::Softmax => Some(0),
+        _ => None,
+    }
+}
+
+/// Slices are parts of what they are cut from; sums and the like lie where their operand was.
 fn views(graph: &Graph, room: Room) -> Vec<View> {
     let mut views: Vec<View> = (0..graph.values.len() as u32).map(|v| View { base: ValueId(v), col: 0 }).collect();
-    for node in &graph.nodes {
-        let col = match node.op {
-            Op::Slice => node.attrs.int("begin"),
+    let users = graph.users();
+    let last_use = |value: ValueId| users[value.0 as usize].last().map_or(0, |node| node.0 as usize);
+    // All values that lie in the memory of each base.
+    let mut parts: Vec<Vec<ValueId>> = (0..graph.values.len() as u32).map(|v| vec![ValueId(v)]).collect();
+    for (i, node) in graph.nodes.iter().enumerate() {
+        let (operand, col) = match node.op {
+            Op::Slice => (0, node.attrs.int("begin")),
             // Of one row, all.
-            Op::LastRows if room.tokens == 1 => 0,
-            _ => continue,
+            Op::LastRows if room.tokens == 1 => (0, 0),
+            op => match in_place(op) {
+                Some(operand) => (operand, 0),
+                None => continue,
+            },
         };
-        if let Some(x) = node.operands[0].value() {
-            let of = views[x.0 as usize];
-            views[node.results[0].0 as usize] = View { col: of.col + col, ..of };
+        let Some(x) = node.operands[operand].value() else { continue };
+        let (y, of) = (node.results[0], views[x.0 as usize]);
+        if in_place(node.op).is_some() {
+            let is_input = graph.inputs.iter().any(|(_, v)| *v == of.base);
+            let twice = node.operands.iter().filter(|o| o.value() == Some(x)).count() > 1;
+            // Whatever shares columns with it is done, this use included.
+            let columns = |v: ValueId| views[v.0 as usize].col..views[v.0 as usize].col + graph.ty(v).cols();
+            let own = of.col..of.col + graph.ty(x).cols();
+            let needed = parts[of.base.0 as usize].iter().any(|other| {
+                let meets = columns(*other).start < own.end && own.start < columns(*other).end;
+                meets && (last_use(*other) > i || graph.is_output(*other))
+            });
+            if is_input || twice || needed || graph.is_output(y) || graph.ty(x) != graph.ty(y) {
+                continue;
+            }
         }
+        views[y.0 as usize] = View { col: of.col + col, ..of };
+        parts[of.base.0 as usize].push(y);
     }
     views
+}
+
+/// How often an op goes over a result of `tokens` rows.
+fn passes(op: Op) -> usize {
+    match op {
+        // Rows of the tokens of each module are read and written.
+        Op::ExpertFfn => 8,
+        _ => 1,
+    }
 }
 
 fn lives(graph: &Graph, room: Room, views: &[View]) -> Vec<Life> {
@@ -188,7 +230,11 @@ fn lives(graph: &Graph, room: Room, views: &[View]) -> Vec<Life> {
             }
         }
         for (place, value) in node.results.iter().enumerate() {
-            if views[value.0 as usize].base != *value {
+            let base = views[value.0 as usize].base;
+            if base != *value {
+                if let Some(life) = &mut lives[base.0 as usize] {
+                    (life.last, life.uses) = (i, life.uses + passes(node.op));
+                }
                 continue;
             }
             let (element, cols, rows) = elements(graph, *value, Some(node));
@@ -196,7 +242,8 @@ fn lives(graph: &Graph, room: Room, views: &[View]) -> Vec<Life> {
             let bytes = (rows * cols * u64::from(element.bytes())).next_multiple_of(ALIGN);
             // The list of tokens and the table that the sequencer reads.
             let on_chip = node.op == Op::RouteGroup && place < 3;
-            lives[value.0 as usize] = Some(Life { value: *value, bytes, first: i, last: i, uses: 1, on_chip });
+            lives[value.0 as usize] =
+                Some(Life { value: *value, bytes, first: i, last: i, uses: passes(node.op), on_chip });
         }
     }
     lives.into_iter().flatten().collect()

@@ -66,10 +66,11 @@ impl Layout {
                 (bytes > 0).then(|| Area::new(Space::Dram, take(bytes), bytes))
             })
             .collect();
-        let state_bytes = take(0) - state_begin;
-        if state_bytes > 0 {
-            add("state", state_begin, state_bytes);
-        }
+        // There always is such a segment.
+        let state_bytes = (take(0) - state_begin).max(ALIGN);
+        let state_end = take(0);
+        take(state_begin + state_bytes - state_end);
+        add("state", state_begin, state_bytes);
         let mut places = Vec::new();
         for output in outputs {
             let rows = match output.rows {

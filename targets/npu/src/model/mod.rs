@@ -126,7 +126,7 @@ fn label(node: &Node) -> &str {
 /// Parts of the scratchpad for values that stay there, of 16, and whether working memory is handed out in turn: tried in this
 /// order until an op's working memory suffices.
 const SPLITS: &[(u64, bool)] =
-    &[(12, true), (10, true), (8, true), (6, true), (4, true), (2, true), (1, true), (0, true), (0, false)];
+    &[(13, true), (12, true), (10, true), (8, true), (6, true), (4, true), (2, true), (1, true), (0, true), (0, false)];
 
 /// Lowers a graph that all passes have been through.
 ///

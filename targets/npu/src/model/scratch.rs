@@ -40,6 +40,11 @@ impl Scratch {
         (self.first, self.wrapped, self.what) = (self.next, false, what.to_owned());
     }
 
+    /// The op takes all of it: its pieces begin where there is most room, behind those of nobody else.
+    pub fn from_begin(&mut self) {
+        (self.next, self.first, self.wrapped) = (self.begin, self.begin, false);
+    }
+
     /// The largest piece that there still is.
     pub fn largest(&self) -> u64 {
         let (ahead, begin) = self.free();

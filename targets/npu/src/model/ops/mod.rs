@@ -4,6 +4,7 @@ pub(super) mod attention;
 mod dense;
 mod expert;
 mod linear;
+mod product;
 mod route;
 
 use lapidary_compiler::ir::{NodeId, Op};
