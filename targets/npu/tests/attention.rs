@@ -8,6 +8,7 @@ use lapidary_compiler::quant::quantize_row;
 use lapidary_npu_isa::verify::verify;
 use lapidary_npu_isa::{Machine, Program};
 use lapidary_simulator::{Memories, Options, Report, Simulator};
+use lapidary_target_npu::LowerError;
 use lapidary_target_npu::model::{ModelOptions, NpuModel, lower_model};
 
 /// Rows of the random table.
@@ -224,10 +225,10 @@ impl<'m> Session<'m> {
 fn lower(case: &Case, machine: &Machine, max_tokens: u64, chunk_tokens: u64) -> (Graph, NpuModel) {
     let graph = parse(&case.text()).unwrap_or_else(|e| panic!("{e}\n{}", case.text()));
     let model = lower_model(&graph, machine, &ModelOptions { max_tokens, chunk_tokens })
-        .unwrap_or_else(|e| panic!("{case:?} on {}: {e}", machine.name));
+        .unwrap_or_else(|e| panic!("{case:?} on {}: {e}", machine.name()));
     for (name, program) in [("prefill", Some(&model.prefill)), ("decode", model.decode.as_ref())] {
         if let Some(program) = program {
-            verify(program, machine).unwrap_or_else(|e| panic!("{case:?} on {}, {name}: {e}", machine.name));
+            verify(program, machine).unwrap_or_else(|e| panic!("{case:?} on {}, {name}: {e}", machine.name()));
         }
     }
     (graph, model)
@@ -237,12 +238,15 @@ fn id(i: u64) -> u32 {
     (i * i * 31 % 101 + i * 7) as u32 % VOCAB as u32
 }
 
-/// Calls of so many tokens each, one after the other; 1 decodes.
+/// A call of the program for prefill with so many tokens; 0: of that for decode.
+const DECODE: u64 = 0;
+
+/// Calls one after the other.
 fn check(case: &Case, machine: &Machine, max_tokens: u64, chunk_tokens: u64, calls: &[u64]) -> Vec<Report> {
     let (graph, model) = lower(case, machine, max_tokens, chunk_tokens);
     let weight = WeightReader::new(&graph, &NoSource).read_all(graph.weight_by_name("t").unwrap()).unwrap();
     let cols = case.widths().iter().sum::<u64>() as usize;
-    let total: u64 = calls.iter().sum();
+    let total: u64 = calls.iter().map(|tokens| (*tokens).max(1)).sum();
     assert!(total <= max_tokens);
     let ids: Vec<u32> = (0..total).map(id).collect();
     let rows: Vec<&[f32]> = ids.iter().map(|i| &weight[*i as usize * cols..][..cols]).collect();
@@ -250,11 +254,11 @@ fn check(case: &Case, machine: &Machine, max_tokens: u64, chunk_tokens: u64, cal
     let mut session = Session::new(&model, &graph);
     let (mut position, mut reports) = (0, Vec::new());
     for tokens in calls {
-        let program = match (tokens, &model.decode) {
-            (1, Some(decode)) => decode,
-            _ => &model.prefill,
+        let (tokens, program) = match *tokens {
+            DECODE => (1, model.decode.as_ref().unwrap()),
+            tokens => (tokens as usize, &model.prefill),
         };
-        let (y, report) = session.call(program, &ids[position..][..*tokens as usize], position as u64);
+        let (y, report) = session.call(program, &ids[position..][..tokens], position as u64);
         let y_cols = case.widths()[0] as usize;
         for (i, (found, want)) in y.iter().zip(&want[position * y_cols..]).enumerate() {
             let (t, c) = (position + i / y_cols, i % y_cols);
@@ -262,10 +266,10 @@ fn check(case: &Case, machine: &Machine, max_tokens: u64, chunk_tokens: u64, cal
                 found.to_bits(),
                 want.to_bits(),
                 "{case:?} on {}, max {max_tokens}, chunk {chunk_tokens}, calls {calls:?}: token {t}, column {c}: wanted {want}, found {found}",
-                machine.name
+                machine.name()
             );
         }
-        position += *tokens as usize;
+        position += tokens;
         reports.push(report);
     }
     reports
@@ -279,19 +283,149 @@ fn preset(name: &str) -> Machine {
 fn small(name: &str, scratchpad_bytes: u64) -> Machine {
     let mut machine = preset(name);
     machine.scratchpad.bytes = scratchpad_bytes;
-    machine.name = format!("{name} with {scratchpad_bytes} bytes");
     machine
 }
 
 const KV: [&str; 3] = ["f32", "f16", "int8"];
+const PRESETS: [&str; 3] = ["edge-16", "edge-32", "mobile-64"];
+
+/// Most tokens of a sequence and of a call, and calls: after the first call, in small steps, up to the last position.
+const LONG: (u64, u64, &[u64]) = (64, 24, &[24, DECODE, DECODE, 17, DECODE, 1, 15, DECODE, 2, 1]);
+
+fn range(causal: bool, window: u64) -> Kind {
+    Kind::Range { causal, window }
+}
+
+fn clustered(window: u64, sinks: u64, cap: u64) -> Kind {
+    Kind::Clustered { window, sinks, cap, clusters: 5 }
+}
+
+fn check_long(case: &Case, machine: &Machine) {
+    let (max_tokens, chunk_tokens, calls) = LONG;
+    check(case, machine, max_tokens, chunk_tokens, calls);
+}
 
 #[test]
-fn causal_range() {
+fn windows_and_storages() {
     for kv in KV {
-        for window in [0, 1, 7, 16, 100] {
-            let case =
-                Case { kind: Kind::Range { causal: true, window }, heads: 4, kv_heads: 2, head_dim: 20, kv };
-            check(&case, &preset("edge-16"), 64, 24, &[24, 1, 1, 17, 1, 16, 1, 2, 1]);
+        for window in [0, 1, 7, 16, 17, 64, 1000] {
+            let case = Case { kind: range(true, window), heads: 4, kv_heads: 2, head_dim: 20, kv };
+            check_long(&case, &preset("edge-16"));
+        }
+    }
+}
+
+#[test]
+fn clusters_and_storages() {
+    for kv in KV {
+        for (window, sinks, cap) in [(8, 2, 4), (1, 0, 0), (5, 0, 3), (16, 3, 0), (1, 1, 64), (1000, 0, 2), (3, 70, 1)] {
+            let case = Case { kind: clustered(window, sinks, cap), heads: 4, kv_heads: 2, head_dim: 20, kv };
+            check_long(&case, &preset("edge-16"));
+        }
+    }
+}
+
+#[test]
+fn all_tokens_see_all() {
+    for machine in [preset("edge-16"), small("edge-16", 16 << 10), small("edge-32", 8 << 10)] {
+        for (heads, kv_heads, head_dim) in [(4, 2, 20), (3, 3, 8), (4, 1, 16)] {
+            let case = Case { kind: range(false, 0), heads, kv_heads, head_dim, kv: "f32" };
+            for tokens in [1, 2, 15, 16, 17, 40] {
+                check(&case, &machine, 40, 40, &[tokens]);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_and_presets() {
+    for name in PRESETS {
+        for (heads, kv_heads, head_dim) in [(1, 1, 64), (3, 3, 6), (4, 1, 32), (6, 2, 32), (2, 2, 130)] {
+            for kind in [range(true, 0), range(true, 9), clustered(9, 2, 6)] {
+                for kv in KV {
+                    check_long(&Case { kind, heads, kv_heads, head_dim, kv }, &preset(name));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_of_one_and_of_all() {
+    for kind in [range(true, 0), range(true, 9), clustered(9, 2, 6)] {
+        let case = Case { kind, heads: 4, kv_heads: 2, head_dim: 20, kv: "f16" };
+        check(&case, &preset("edge-16"), 12, 1, &[1, DECODE, 1, 1, DECODE, DECODE, 1, 1, 1, 1, 1, DECODE]);
+        check(&case, &preset("edge-16"), 33, 33, &[33]);
+        check(&case, &preset("edge-16"), 33, 33, &[32, DECODE]);
+        check(&case, &preset("edge-16"), 1, 1, &[DECODE]);
+        check(&case, &preset("edge-16"), 1, 1, &[1]);
+    }
+}
+
+/// Scratchpads down to those that are too small: operands are in DRAM, keys pass in blocks.
+#[test]
+fn small_scratchpads() {
+    for kv in KV {
+        for kind in [range(true, 0), range(true, 20), clustered(9, 2, 6), clustered(40, 2, 20)] {
+            let case = Case { kind, heads: 4, kv_heads: 2, head_dim: 20, kv };
+            let mut bytes = 64 << 10;
+            let mut fitted = 0;
+            loop {
+                let machine = small("edge-16", bytes);
+                let graph = parse(&case.text()).unwrap();
+                match lower_model(&graph, &machine, &ModelOptions { max_tokens: LONG.0, chunk_tokens: LONG.1 }) {
+                    Ok(_) => check_long(&case, &machine),
+                    Err(LowerError::TooSmall { wanted, found, .. }) => {
+                        assert!(wanted > found);
+                        break;
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+                fitted += 1;
+                bytes = (bytes * 3 / 4).next_multiple_of(256);
+            }
+            println!("{kv} {kind:?}: {fitted} sizes, {bytes} is too small");
+            assert!(fitted > 4);
+        }
+    }
+}
+
+#[test]
+fn long_sequences() {
+    for kv in KV {
+        for kind in [range(true, 0), range(true, 100), clustered(64, 4, 64)] {
+            let case = Case { kind, heads: 6, kv_heads: 2, head_dim: 32, kv };
+            let calls = [128, 128, 128, 128, 128, DECODE, 128, 127, DECODE, 127, 127, DECODE];
+            check(&case, &preset("edge-16"), 1152, 128, &calls);
+        }
+    }
+}
+
+/// What gem-mini's attention takes. `cargo test … -- --ignored --nocapture` shows it.
+#[test]
+#[ignore = "shows cycles"]
+fn cycles() {
+    for kv in KV {
+        for kind in [clustered(64, 4, 64), range(true, 64), range(true, 0)] {
+            let kind = match kind {
+                Kind::Clustered { window, sinks, cap, .. } => Kind::Clustered { window, sinks, cap, clusters: 16 },
+                kind => kind,
+            };
+            let case = Case { kind, heads: 6, kv_heads: 2, head_dim: 32, kv };
+            let calls = [128, 128, 128, 116, DECODE];
+            let reports = check(&case, &preset("edge-32"), 1024, 128, &calls);
+            for (call, report) in calls.iter().zip(&reports) {
+                let tokens = (*call).max(1);
+                let ops: Vec<String> =
+                    report.ops().iter().map(|(name, share)| format!("{name} {share:?}")).collect();
+                println!("{kv} {kind:?}: {tokens} tokens, {} cycles, {:?}", report.cycles, report.bound());
+                for queue in lapidary_npu_isa::Queue::ALL {
+                    println!("    {queue:?} busy {}", report.busy_cycles(*queue));
+                }
+                if std::env::var_os("OPS").is_some() {
+                    println!("{ops:#?}");
+                }
+            }
         }
     }
 }
