@@ -1,8 +1,8 @@
 //! Keys and values in the form in which they are kept: what is stored of a row, and how it is moved, rounded and read.
 
 use lapidary_compiler::ir::{KvStorage, Node};
-use lapidary_npu_isa::Op as Instruction;
 use lapidary_npu_isa::choice::{Broadcast, Type};
+use lapidary_npu_isa::{Op as Instruction, Queue};
 
 use super::super::super::context::Context;
 use super::super::super::flow::{Flow, Matrix};
@@ -206,6 +206,9 @@ impl Source {
         rows: Value,
     ) -> Done {
         for ((to, cols), (from, _)) in dst.parts(shape).zip(self.kept.parts(shape)) {
+            if !from.on_chip() {
+                flow.one_by_one(Queue::Load)?;
+            }
             flow.scope(|flow| match self.choice {
                 Choice::Run(first) => {
                     let row = number(flow, first, index, size, self.last)?;
