@@ -196,6 +196,14 @@ impl Source {
         matches!(self.choice, Choice::Run(_)) && self.kept.codes.on_chip()
     }
 
+    /// Rows that have not to be fetched: registers of the current scope.
+    pub fn here(&self, flow: &mut Flow<'_>) -> Result<Kept, LowerError> {
+        match self.choice {
+            Choice::Run(first) => self.kept.at_row(flow, first, 1),
+            Choice::List(_) => Ok(self.kept),
+        }
+    }
+
     /// Chosen rows from number `index`·`size` on to the begin of `dst`.
     pub fn fetch(
         &self,
