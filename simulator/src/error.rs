@@ -63,6 +63,32 @@ pub enum SimError {
         /// One past the last byte.
         end: u64,
     },
+    /// A segment that a program does not have.
+    #[error("segment {name:?}: wanted one of the program's: {wanted}")]
+    NoSegment {
+        /// Its name.
+        name: String,
+        /// Those that it has.
+        wanted: String,
+    },
+    /// Bytes that a segment does not have.
+    #[error("segment {name:?}: wanted bytes within its {wanted}, found {begin} to {end}")]
+    OutsideSegment {
+        /// Its name.
+        name: String,
+        /// Its length.
+        wanted: u64,
+        /// First byte.
+        begin: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+    /// Bytes that are read, but not known.
+    #[error("segment {name:?}: wanted known data, found data that --timing-only did not compute; simulate with values")]
+    NotComputed {
+        /// Its name.
+        name: String,
+    },
     /// Memories that another machine left, or a run without values.
     #[error(
         "{memory}: wanted {wanted} bytes as the machine has, found {found}: memories go on only on their own machine and with values as before"

@@ -2,6 +2,7 @@
 //!
 //! * [`Simulator`] takes a program and a machine; inputs are written to DRAM, [`Simulator::run`] gives a [`Run`] with its
 //!   [`Report`] and the memories, from which results are read.
+//! * [`Device`] keeps memories over runs of several programs; [`routing`]: decisions from outside, for what-if runs.
 //! * [`report`]: text, JSON, CSV, Chrome trace and HTML of a run; [`observe`]: how traces watch one.
 //! * Inside, `sequencer` and `exec` are the functional model, `timing` the timing model, `ledger` and `tally` the accounts.
 //!
@@ -27,6 +28,7 @@
 //! ```
 
 mod cost;
+pub mod device;
 mod error;
 mod exec;
 mod ledger;
@@ -34,18 +36,25 @@ mod memory;
 pub mod number;
 pub mod observe;
 pub mod report;
+pub mod routing;
+mod selections;
 mod sequencer;
+mod stage;
 mod tally;
 mod timing;
 mod unknown;
 
 use lapidary_npu_isa::{Machine, Program, Registers};
 
+pub use device::Device;
 pub use error::{Fault, Limit, SimError};
 pub use ledger::Cause;
 pub use memory::{DramContents, Memories};
 use observe::Observer;
 pub use report::Report;
+use routing::Routed;
+pub use selections::Selections;
+pub use stage::RoutingStage;
 pub use tally::{Amounts, Part, Share};
 pub use timing::dram::DramCounts;
 
@@ -97,6 +106,7 @@ pub struct Simulator<'a> {
     machine: &'a Machine,
     options: Options,
     memories: Memories,
+    routed: Option<Routed<'a>>,
 }
 
 /// A program that has run.
@@ -126,11 +136,17 @@ impl<'a> Simulator<'a> {
     ) -> Result<Self, SimError> {
         program.check_structure()?;
         memories.check(machine, options.values)?;
-        let mut simulator = Simulator { program, machine, options, memories };
-        for segment in &program.segments {
-            simulator.write(&format!("segment {:?}", segment.name), segment.address, &segment.bytes)?;
-        }
+        let mut simulator = Simulator { program, machine, options, memories, routed: None };
+        simulator.write_segments()?;
         Ok(simulator)
+    }
+
+    fn write_segments(&mut self) -> Result<(), SimError> {
+        let program = self.program;
+        let segments = program.segments.iter();
+        segments
+            .map(|s| (format!("segment {:?}", s.name), s))
+            .try_for_each(|(n, s)| self.write(&n, s.address, &s.bytes))
     }
 
     fn write(&mut self, what: &str, address: u64, bytes: &[u8]) -> Result<(), SimError> {
@@ -138,7 +154,7 @@ impl<'a> Simulator<'a> {
         if end > dram_bytes {
             return Err(SimError::OutsideDram { what: what.into(), dram_bytes, begin: address, end });
         }
-        self.memories.dram.write(address, bytes).map_err(|stop| stop.of(0, what))
+        self.memories.write_dram(address, bytes).map_err(|stop| stop.of(0, what))
     }
 
     /// Writes an input to DRAM.
@@ -151,6 +167,12 @@ impl<'a> Simulator<'a> {
         &mut self.memories
     }
 
+    /// Lets a routing decide where tokens go, or watch.
+    pub fn routed(mut self, routed: Routed<'a>) -> Self {
+        self.routed = Some(routed);
+        self
+    }
+
     /// Runs the program.
     pub fn run(self) -> Result<Run, SimError> {
         self.run_observed(&mut ())
@@ -158,19 +180,32 @@ impl<'a> Simulator<'a> {
 
     /// Runs the program and shows an observer what happens.
     pub fn run_observed(self, observer: &mut impl Observer) -> Result<Run, SimError> {
-        let Simulator { program, machine, options, memories } = self;
+        let (memories, ended) = self.run_to_end(observer);
+        let (report, registers) = ended?;
+        Ok(Run { report, memories, registers })
+    }
+
+    /// Runs the program; gives the memories back however it ends.
+    fn run_to_end(self, observer: &mut impl Observer) -> (Memories, Result<(Report, Registers), SimError>) {
+        let Simulator { program, machine, options, memories, routed } = self;
         let limits = options.limits;
-        let executor = exec::Executor::new(machine, memories, options.values, limits.steps);
+        let executor = exec::Executor::new(program, machine, memories, routed, options.values, limits.steps);
         let sequencer = sequencer::Sequencer::new(program, machine, executor);
         let most_cycles = limits.cycles.min(exec::MOST_CYCLES);
         let mut engine =
             timing::engine::Engine::new(program, machine, sequencer, most_cycles, options.one_by_one, observer);
-        let cycles = engine.run()?;
+        let ended = engine.run();
         let cycles_by_cause = engine.ledgers.each_ref().map(|ledger| *ledger.cycles());
         let dram = engine.dram_counts();
-        let report = Report::new(machine, options.values, cycles, cycles_by_cause, dram, engine.tally);
+        let exec::Executor { memories, decisions, .. } = engine.sequencer.executor;
         let registers = engine.sequencer.registers;
-        Ok(Run { report, memories: engine.sequencer.executor.memories, registers })
+        let tally = engine.tally;
+        let ended = ended.map(|cycles| {
+            let selections = decisions.selections;
+            let report = Report::new(machine, options.values, cycles, cycles_by_cause, dram, tally, selections);
+            (report, registers)
+        });
+        (memories, ended)
     }
 }
 

@@ -3,6 +3,7 @@
 use lapidary_npu_isa::Machine;
 
 use crate::error::{Limit, SimError, Stop};
+use crate::unknown::Unknown;
 
 const PAGE_BYTES: u64 = 4096;
 const PAGES_PER_TABLE: u64 = 1 << 14;
@@ -56,6 +57,30 @@ impl DramContents {
         }
     }
 
+    /// Zeros from `begin` up to `end`; whole pages take no memory any more.
+    pub(crate) fn clear(&mut self, begin: u64, end: u64) {
+        let end = end.min(self.len_bytes);
+        let mut at = begin;
+        while at < end {
+            let number = at / PAGE_BYTES;
+            let next = ((number + 1) * PAGE_BYTES).min(end);
+            match self.tables.get_mut((number / PAGES_PER_TABLE) as usize) {
+                Some(Some(table)) => {
+                    let page = &mut table[(number % PAGES_PER_TABLE) as usize];
+                    let within = (at % PAGE_BYTES) as usize;
+                    if next - at == PAGE_BYTES {
+                        self.pages -= u64::from(page.take().is_some());
+                    } else if let Some(page) = page {
+                        page[within..within + (next - at) as usize].fill(0);
+                    }
+                    at = next;
+                }
+                // Nothing of the whole table was written.
+                Some(None) | None => at = (number / PAGES_PER_TABLE + 1) * PAGES_PER_TABLE * PAGE_BYTES,
+            }
+        }
+    }
+
     /// Writes within its end.
     pub(crate) fn write(&mut self, mut at: u64, mut bytes: &[u8]) -> Result<(), Stop> {
         while !bytes.is_empty() {
@@ -92,9 +117,24 @@ pub struct Memories {
     pub weights: Vec<u8>,
     /// The accumulators, row by row, each word the pattern of an i32 or an f32; empty without values.
     pub accumulators: Vec<u32>,
+    /// Bytes that runs without values did not compute.
+    pub(crate) unknown_scratchpad: Unknown,
+    pub(crate) unknown_dram: Unknown,
 }
 
 impl Memories {
+    /// No memory at all.
+    pub(crate) fn none() -> Memories {
+        Memories {
+            dram: DramContents::new(0, 0),
+            scratchpad: Vec::new(),
+            weights: Vec::new(),
+            accumulators: Vec::new(),
+            unknown_scratchpad: Unknown::default(),
+            unknown_dram: Unknown::default(),
+        }
+    }
+
     /// Zeros everywhere.
     pub fn new(machine: &Machine, values: bool, most_dram_bytes: u64) -> Memories {
         let weights = if values { machine.weights.bytes as usize } else { 0 };
@@ -104,7 +144,16 @@ impl Memories {
             scratchpad: vec![0; machine.scratchpad.bytes as usize],
             weights: vec![0; weights],
             accumulators: vec![0; words],
+            unknown_scratchpad: Unknown::default(),
+            unknown_dram: Unknown::default(),
         }
+    }
+
+    /// Writes bytes of DRAM, which are known from then on.
+    pub(crate) fn write_dram(&mut self, at: u64, bytes: &[u8]) -> Result<(), Stop> {
+        self.dram.write(at, bytes)?;
+        self.unknown_dram.remove(at, at.saturating_add(bytes.len() as u64));
+        Ok(())
     }
 
     /// Whether they are those of a machine.
@@ -153,6 +202,25 @@ mod tests {
         assert_eq!((out[0], out[1], &out[2..10_002], out[10_002]), (0, 0, &bytes[..], 0));
         // 5000 bytes before the border begin in the second page from it; 5000 behind it reach into the second page.
         assert_eq!(dram.resident_bytes(), 4 * PAGE_BYTES);
+    }
+
+    #[test]
+    fn clearing_is_writing_zeros_without_their_pages() {
+        let all = PAGE_BYTES * (PAGES_PER_TABLE + 4);
+        let mut dram = DramContents::new(all, 1 << 20);
+        let first = PAGE_BYTES * PAGES_PER_TABLE - 10;
+        let bytes = vec![7; 3 * PAGE_BYTES as usize];
+        dram.write(first, &bytes).unwrap();
+        assert_eq!(dram.resident_bytes(), 4 * PAGE_BYTES);
+        dram.clear(first + 3, first + 2 * PAGE_BYTES);
+        assert_eq!(dram.resident_bytes(), 3 * PAGE_BYTES);
+        let mut out = vec![1; bytes.len()];
+        dram.read(first, &mut out);
+        let (kept, cleared) =
+            (out[..3].iter().all(|b| *b == 7), out[3..2 * PAGE_BYTES as usize].iter().all(|b| *b == 0));
+        assert!(kept && cleared && out[2 * PAGE_BYTES as usize..].iter().all(|b| *b == 7));
+        dram.clear(0, u64::MAX);
+        assert_eq!(dram.resident_bytes(), 0);
     }
 
     #[test]

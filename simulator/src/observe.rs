@@ -85,3 +85,25 @@ impl<A: Observer> Observer for &mut A {
         (**self).burst(queue, at, bytes);
     }
 }
+
+/// Shows an observer a run behind others: all times are `offset` cycles later.
+#[derive(Debug)]
+pub struct After<'o, O> {
+    /// Who watches.
+    pub observer: &'o mut O,
+    /// Cycles of the runs before.
+    pub offset: u64,
+}
+
+impl<O: Observer> Observer for After<'_, O> {
+    fn activity(&mut self, activity: Activity) {
+        let (begin, end) = (activity.begin + self.offset, activity.end + self.offset);
+        self.observer.activity(Activity { begin, end, ..activity });
+    }
+    fn spent(&mut self, queue: Queue, cause: Cause, begin: u64, end: u64) {
+        self.observer.spent(queue, cause, begin + self.offset, end + self.offset);
+    }
+    fn burst(&mut self, queue: Queue, at: u64, bytes: u64) {
+        self.observer.burst(queue, at + self.offset, bytes);
+    }
+}

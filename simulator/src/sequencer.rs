@@ -8,7 +8,7 @@ use lapidary_npu_isa::{CostClass, Instruction, Machine, Op, Program, Queue, Regi
 
 use crate::error::{SimError, Stop, Wrong};
 use crate::exec::Executor;
-use crate::tally::{Amounts, Tally};
+use crate::tally::{Account, Amounts, Tally};
 use crate::timing::work::Issued;
 
 /// What the sequencer comes to, behind some scalar instructions.
@@ -17,9 +17,9 @@ pub(crate) enum Step {
     /// An instruction for a queue.
     Issue(Issued),
     /// `lds` or `sync sequencer`: takes tokens, and so many cycles.
-    Wait { at: u32, tokens: Tokens, cycles: u64 },
-    /// The end.
-    Halt,
+    Wait { at: u32, account: Account, tokens: Tokens, cycles: u64 },
+    /// The end; its account, if there is a `halt`.
+    Halt(Option<Account>),
 }
 
 /// A loop that is being executed.
@@ -56,24 +56,24 @@ impl<'a> Sequencer<'a> {
         loop {
             let at = self.at;
             let Some(instruction) = self.program.instructions.get(at).copied() else {
-                return Ok((scalars, Step::Halt));
+                return Ok((scalars, Step::Halt(None)));
             };
-            let part = tally.part(at, &self.registers);
-            let class = instruction.op.row().class;
+            let account = tally.account(at, instruction.op.row().class, &self.registers);
             let mut amounts = Amounts::default();
-            let step = self.execute(at, &instruction, part, &mut amounts).map_err(|stop| stop.of(at, instruction))?;
-            tally.issued(part, class, amounts, 1);
+            let step =
+                self.execute(at, &instruction, account, &mut amounts).map_err(|stop| stop.of(at, instruction))?;
+            tally.issued(account, amounts, 1);
             match step {
                 None => {
-                    tally.sequenced(part, class, 1);
+                    tally.sequenced(account, 1);
                     scalars += 1;
                 }
                 Some(step) => {
                     let cycles = match &step {
-                        Step::Issue(_) | Step::Halt => 1,
+                        Step::Issue(_) | Step::Halt(_) => 1,
                         Step::Wait { cycles, .. } => *cycles,
                     };
-                    tally.sequenced(part, class, cycles);
+                    tally.sequenced(account, cycles);
                     return Ok((scalars, step));
                 }
             }
@@ -84,26 +84,19 @@ impl<'a> Sequencer<'a> {
         &mut self,
         at: usize,
         instruction: &Instruction,
-        part: u32,
+        account: Account,
         amounts: &mut Amounts,
     ) -> Result<Option<Step>, Stop> {
         self.executor.spend(1)?;
         self.at = at + 1;
-        let wait = |cycles| Some(Step::Wait { at: at as u32, tokens: instruction.tokens, cycles });
+        let wait = |cycles| Some(Step::Wait { at: at as u32, account, tokens: instruction.tokens, cycles });
         if instruction.queue() != Queue::Sequencer {
-            let work = self.executor.issue(instruction, &self.registers, amounts)?;
-            let (queue, class) = (instruction.queue(), instruction.op.row().class);
-            return Ok(Some(Step::Issue(Issued {
-                at: at as u32,
-                queue,
-                class,
-                part,
-                tokens: instruction.tokens,
-                work,
-            })));
+            let work = self.executor.issue(at, instruction, &self.registers, amounts)?;
+            let (queue, tokens) = (instruction.queue(), instruction.tokens);
+            return Ok(Some(Step::Issue(Issued { at: at as u32, queue, account, tokens, work })));
         }
         match &instruction.op {
-            Op::Halt(_) => return Ok(Some(Step::Halt)),
+            Op::Halt(_) => return Ok(Some(Step::Halt(Some(account)))),
             Op::Sync(_) => return Ok(wait(1)),
             Op::Lds(f) => {
                 let found = self.executor.load_word(&instruction.op, &self.registers)?;

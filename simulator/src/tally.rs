@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use lapidary_npu_isa::address::Memory;
 use lapidary_npu_isa::{CostClass, Machine, Program, Queue, Registers};
 
+use crate::stage::{RoutingStage, stages};
 use crate::timing::requests::Counts;
 
 /// Amounts that add up.
@@ -90,7 +91,8 @@ impl Amounts {
         self.energy_fj += u128::from(count) * u128::from(machine.energy.instruction_fj);
     }
 
-    fn add(&mut self, other: &Amounts) {
+    /// Adds another's.
+    pub fn add(&mut self, other: &Amounts) {
         self.instructions += other.instructions;
         self.dram_read_bytes += other.dram_read_bytes;
         self.dram_write_bytes += other.dram_write_bytes;
@@ -113,8 +115,9 @@ pub struct Share {
     pub amounts: Amounts,
     /// Cycles from start to end of its instructions, summed, by unit ([`Queue::index`]).
     pub unit_cycles: [u64; 6],
-    /// Cycles of the run in which one of its instructions was the next to complete. Of all parts together: the run, less what
-    /// follows the last completion.
+    /// Cycles of the run in which one of its instructions was the next to complete. Of all parts together, and of all classes:
+    /// the run. `halt` completes when the run ends; other instructions that the sequencer executes itself complete for this
+    /// purpose only if they wait for tokens (`lds`, `sync sequencer`).
     pub cycles: u64,
     /// First start.
     pub begin: Option<u64>,
@@ -123,23 +126,29 @@ pub struct Share {
 }
 
 impl Share {
-    pub(crate) fn started(&mut self, unit: usize, begin: u64) {
-        debug_assert!(unit < 6);
+    fn started(&mut self, begin: u64) {
         self.begin = Some(self.begin.map_or(begin, |b| b.min(begin)));
     }
 
-    /// Adds another's.
+    /// Adds another's of the same run.
     pub fn add(&mut self, other: &Share) {
+        self.add_after(0, other);
+    }
+
+    /// Adds that of a run that began `offset` cycles later.
+    pub fn add_after(&mut self, offset: u64, other: &Share) {
         self.amounts.add(&other.amounts);
         for (mine, others) in self.unit_cycles.iter_mut().zip(other.unit_cycles) {
             *mine += others;
         }
         self.cycles += other.cycles;
-        self.begin = match (self.begin, other.begin) {
+        self.begin = match (self.begin, other.begin.map(|begin| begin + offset)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        self.end = self.end.max(other.end);
+        if other.end > 0 {
+            self.end = self.end.max(other.end + offset);
+        }
     }
 }
 
@@ -154,6 +163,15 @@ pub struct Part {
     pub share: Share,
 }
 
+/// What an instruction is counted with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Account {
+    /// What reports call its part of the program.
+    pub part: u32,
+    pub class: CostClass,
+    pub stage: Option<RoutingStage>,
+}
+
 /// Parts beyond this number are counted together.
 const MOST_PARTS: usize = 1 << 16;
 
@@ -166,6 +184,10 @@ pub(crate) struct Tally<'a> {
     names: Vec<u32>,
     places: HashMap<(Option<u32>, Option<i64>), u32>,
     pub classes: Vec<(CostClass, Share)>,
+    /// Stages of routing, all of them.
+    pub routing: Vec<(RoutingStage, Share)>,
+    /// Of each instruction.
+    stages: Vec<Option<RoutingStage>>,
     latest_completion: u64,
 }
 
@@ -181,12 +203,19 @@ impl<'a> Tally<'a> {
             names,
             places: HashMap::new(),
             classes: CostClass::ALL.iter().map(|class| (*class, Share::default())).collect(),
+            routing: RoutingStage::ALL.iter().map(|stage| (*stage, Share::default())).collect(),
+            stages: stages(program),
             latest_completion: 0,
         }
     }
 
+    /// What an instruction is counted with when it is issued.
+    pub(crate) fn account(&mut self, at: usize, class: CostClass, regs: &Registers) -> Account {
+        Account { part: self.part(at, regs), class, stage: self.stages.get(at).copied().flatten() }
+    }
+
     /// The part that an instruction belongs to when it is issued.
-    pub(crate) fn part(&mut self, at: usize, regs: &Registers) -> u32 {
+    fn part(&mut self, at: usize, regs: &Registers) -> u32 {
         let after = self.program.op_labels.partition_point(|label| label.at as usize <= at);
         let label = after.checked_sub(1).and_then(|i| Some((self.names.get(i)?, self.program.op_labels.get(i)?)));
         let label = label.filter(|(_, label)| !label.name.is_empty());
@@ -205,39 +234,41 @@ impl<'a> Tally<'a> {
         place
     }
 
-    pub(crate) fn class(&mut self, class: CostClass) -> &mut Share {
-        &mut self.classes[class as usize].1
+    fn shares(&mut self, account: Account, mut each: impl FnMut(&mut Share)) {
+        each(&mut self.parts[account.part as usize].share);
+        each(&mut self.classes[account.class as usize].1);
+        if let Some(stage) = account.stage {
+            each(&mut self.routing[stage as usize].1);
+        }
     }
 
     /// Instructions that the sequencer executed or issued, and what they did.
-    pub(crate) fn issued(&mut self, part: u32, class: CostClass, mut amounts: Amounts, count: u64) {
+    pub(crate) fn issued(&mut self, account: Account, mut amounts: Amounts, count: u64) {
         amounts.add_instructions(count, self.machine);
-        self.parts[part as usize].share.amounts.add(&amounts);
-        self.class(class).amounts.add(&amounts);
+        self.shares(account, |share| share.amounts.add(&amounts));
     }
 
     /// The sequencer works on an instruction that it executes itself.
-    pub(crate) fn sequenced(&mut self, part: u32, class: CostClass, cycles: u64) {
-        self.parts[part as usize].share.unit_cycles[Queue::Sequencer.index()] += cycles;
-        self.class(class).unit_cycles[Queue::Sequencer.index()] += cycles;
+    pub(crate) fn sequenced(&mut self, account: Account, cycles: u64) {
+        self.shares(account, |share| share.unit_cycles[Queue::Sequencer.index()] += cycles);
     }
 
     /// An instruction takes its unit from `begin` to `end`.
-    pub(crate) fn took(&mut self, part: u32, class: CostClass, queue: Queue, begin: u64, end: u64) {
-        for share in [&mut self.parts[part as usize].share, &mut self.classes[class as usize].1] {
-            share.started(queue.index(), begin);
+    pub(crate) fn took(&mut self, account: Account, queue: Queue, begin: u64, end: u64) {
+        self.shares(account, |share| {
+            share.started(begin);
             share.unit_cycles[queue.index()] += end - begin;
-        }
+        });
     }
 
     /// An instruction is complete; times ascend.
-    pub(crate) fn completed(&mut self, part: u32, class: CostClass, at: u64) {
+    pub(crate) fn completed(&mut self, account: Account, at: u64) {
         let since = at - self.latest_completion;
         self.latest_completion = at;
-        for share in [&mut self.parts[part as usize].share, &mut self.classes[class as usize].1] {
+        self.shares(account, |share| {
             share.cycles += since;
             share.end = share.end.max(at);
-        }
+        });
     }
 
     /// All of it.

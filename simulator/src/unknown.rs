@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Ranges of bytes, none touching another.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unknown {
     /// Begin to end.
     ranges: BTreeMap<u64, u64>,

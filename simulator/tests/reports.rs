@@ -24,7 +24,8 @@ fn json_has_its_fields_and_its_sums() {
     let run = run(&example("routed_ffn"), &machine);
     let value = json::to_json(&run.report);
     let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["schema", "machine", "cycles", "latency_ms", "units", "bytes", "energy_uj", "ops", "modules"]);
+    let wanted = ["schema", "machine", "cycles", "latency_ms", "units", "bytes", "energy_uj", "ops", "modules"];
+    assert_eq!(keys, [&wanted[..], &["parts", "routing", "selections"]].concat());
     assert_eq!((&value["schema"], &value["machine"]), (&"lapidary.sim/1".into(), &"edge-16".into()));
     let cycles = value["cycles"].as_u64().unwrap();
     assert_eq!(value["latency_ms"].as_f64().unwrap(), cycles as f64 / 500e3);
@@ -107,6 +108,21 @@ fn csv_has_a_line_per_class() {
     let group = lines.iter().find(|line| line[0] == "group").unwrap();
     // P + 2·⌈32/16⌉ + 4 + N = 16.
     assert_eq!(group[2], "28");
+}
+
+#[test]
+fn names_with_commas_are_one_column() {
+    let text = ".op \"gate, up\", module=r1\nli r2, 20\nr.iota sp[0], count=r2\n.op \"\"\nhalt";
+    let report = run(&common::program(text), &common::ideal(&[])).report;
+    assert_eq!(csv::by_op(&report).lines().nth(1).unwrap().split(',').next(), Some("\"gate"));
+    assert!(csv::by_part(&report).contains("\n\"gate, up\",0,2,"), "{}", csv::by_part(&report));
+    assert!(csv::by_module(&report).contains("\n0,0,2,"), "{}", csv::by_module(&report));
+    // Nothing of this is routing.
+    assert_eq!(
+        (text::router(&report), csv::by_stage(&report).lines().count(), report.router().cycles),
+        (String::new(), 1, 0)
+    );
+    assert!(text::tables(&report, 9).starts_with("op "));
 }
 
 #[test]

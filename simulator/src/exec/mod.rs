@@ -10,16 +10,17 @@ mod vector;
 
 use lapidary_npu_isa::access::{Access, AccessKind, OperandFault, Wanted, has_work};
 use lapidary_npu_isa::address::Memory;
-use lapidary_npu_isa::{CostClass, Instruction, Machine, Op, Queue, Registers};
+use lapidary_npu_isa::{CostClass, Instruction, Machine, Op, Program, Queue, Registers};
 
 use crate::cost::{Extent, bad_count, cost, extent};
 use crate::error::{Limit, Stop, Wrong};
 use crate::memory::Memories;
+use crate::routing::Routed;
+use crate::selections::{Decides, Decisions};
 use crate::tally::Amounts;
 use crate::timing::banks::{BankSet, turns};
 use crate::timing::requests::{DramRows, Requests};
 use crate::timing::work::{Range, Transfer, Work};
-use crate::unknown::Unknown;
 
 /// Longer than any run.
 pub(crate) const MOST_CYCLES: u64 = 1 << 43;
@@ -33,8 +34,7 @@ pub(crate) struct Executor<'a> {
     passes: matrix::PassBuffers,
     transfers: dma::DmaBuffers,
     vectors: vector::VectorBuffers,
-    unknown_scratchpad: Unknown,
-    unknown_dram: Unknown,
+    pub(crate) decisions: Decisions<'a>,
     steps_left: u64,
     most_steps: u64,
 }
@@ -49,7 +49,14 @@ struct Outcome {
 }
 
 impl<'a> Executor<'a> {
-    pub(crate) fn new(machine: &'a Machine, memories: Memories, values: bool, most_steps: u64) -> Self {
+    pub(crate) fn new(
+        program: &'a Program,
+        machine: &'a Machine,
+        memories: Memories,
+        routed: Option<Routed<'a>>,
+        values: bool,
+        most_steps: u64,
+    ) -> Self {
         Executor {
             machine,
             memories,
@@ -58,8 +65,7 @@ impl<'a> Executor<'a> {
             passes: matrix::PassBuffers::default(),
             transfers: dma::DmaBuffers::default(),
             vectors: vector::VectorBuffers::default(),
-            unknown_scratchpad: Unknown::default(),
-            unknown_dram: Unknown::default(),
+            decisions: Decisions::new(program, routed),
             steps_left: most_steps,
             most_steps,
         }
@@ -81,15 +87,16 @@ impl<'a> Executor<'a> {
         let accesses = op.accesses(regs).map_err(operand_fault)?;
         self.check_bounds(&accesses)?;
         let at = accesses.first().map_or(0, |a| a.begin);
-        if !self.values && !self.unknown_scratchpad.is_known(at, at + 4) {
+        if !self.values && !self.memories.unknown_scratchpad.is_known(at, at + 4) {
             return Err(Stop::Unknown("the word that it reads"));
         }
         Ok(crate::memory::word(&self.memories.scratchpad, at))
     }
 
-    /// Executes an instruction of a queue. What it moves and computes is added to `amounts`.
+    /// Executes the instruction of a queue that stands at `at`. What it moves and computes is added to `amounts`.
     pub(crate) fn issue(
         &mut self,
+        at: usize,
         instruction: &Instruction,
         regs: &Registers,
         amounts: &mut Amounts,
@@ -111,7 +118,10 @@ impl<'a> Executor<'a> {
         self.check_reference(op, regs)?;
         self.check_bounds(&accesses)?;
         self.spend(extent.work() / 16 + 1)?;
-        let outcome = self.execute(op, regs, &accesses)?;
+        let outcome = match Decides::of(op, regs) {
+            Some(decides) => self.decide(at, op, regs, &accesses, decides)?,
+            None => self.execute(op, regs, &accesses)?.0,
+        };
         let work = self.work(instruction, regs, &extent, &accesses, outcome.list, outcome.n)?;
         self.count(op, regs, &extent, &accesses, outcome.n, &work, amounts);
         Ok(work)
@@ -161,8 +171,8 @@ impl<'a> Executor<'a> {
     /// Whether all that an instruction reads is known.
     fn knows(&self, accesses: &[Access]) -> bool {
         accesses.iter().filter(|a| a.kind != AccessKind::Write && !a.is_empty()).all(|a| match a.memory {
-            Memory::Dram => self.unknown_dram.is_known(a.begin, a.end()),
-            Memory::Scratchpad => self.unknown_scratchpad.is_known(a.begin, a.end()),
+            Memory::Dram => self.memories.unknown_dram.is_known(a.begin, a.end()),
+            Memory::Scratchpad => self.memories.unknown_scratchpad.is_known(a.begin, a.end()),
             Memory::Weights | Memory::Accumulators => false,
         })
     }
@@ -171,8 +181,8 @@ impl<'a> Executor<'a> {
     fn mark(&mut self, accesses: &[Access], known: bool) {
         for access in accesses.iter().filter(|a| a.kind.writes() && !a.is_empty()) {
             let unknown = match access.memory {
-                Memory::Dram => &mut self.unknown_dram,
-                Memory::Scratchpad => &mut self.unknown_scratchpad,
+                Memory::Dram => &mut self.memories.unknown_dram,
+                Memory::Scratchpad => &mut self.memories.unknown_scratchpad,
                 Memory::Weights | Memory::Accumulators => continue,
             };
             if !known {
@@ -190,10 +200,32 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Executes as far as values are wanted or known.
-    fn execute(&mut self, op: &Op, regs: &Registers, accesses: &[Access]) -> Result<Outcome, Stop> {
+    /// Executes what decides where tokens go, or lets a routing decide.
+    fn decide(
+        &mut self,
+        at: usize,
+        op: &Op,
+        regs: &Registers,
+        accesses: &[Access],
+        decides: Decides,
+    ) -> Result<Outcome, Stop> {
+        let is_given = self.decisions.decide(&mut self.memories.scratchpad, at, decides)?;
+        let (outcome, is_known) = match is_given {
+            true => {
+                // Known, whatever the scores are.
+                self.mark(accesses, true);
+                (Outcome::default(), true)
+            }
+            false => self.execute(op, regs, accesses)?,
+        };
+        self.decisions.decided(&self.memories.scratchpad, at, decides, is_known);
+        Ok(outcome)
+    }
+
+    /// Executes as far as values are wanted or known; says whether what it wrote is known.
+    fn execute(&mut self, op: &Op, regs: &Registers, accesses: &[Access]) -> Result<(Outcome, bool), Stop> {
         if self.values {
-            return self.compute(op, regs);
+            return Ok((self.compute(op, regs)?, true));
         }
         if op.row().queue == Queue::Matrix {
             // Of the array only the size of its tile, which passes have to agree with.
@@ -205,7 +237,7 @@ impl<'a> Executor<'a> {
             if let Some((codes, k, n)) = size {
                 self.tile = matrix::ArrayTile::size_only(codes, k.value(regs) as usize, n.value(regs) as usize);
             }
-            return Ok(Outcome::default());
+            return Ok((Outcome::default(), false));
         }
         let to_weights = accesses.iter().any(|a| a.memory == Memory::Weights && a.kind.writes());
         let known = self.knows(accesses) && !to_weights;
@@ -218,7 +250,7 @@ impl<'a> Executor<'a> {
         if !(known && partly) {
             self.mark(accesses, known);
         }
-        Ok(outcome)
+        Ok((outcome, known))
     }
 
     /// What time depends on, of an instruction whose operands are not all known.
@@ -234,7 +266,7 @@ impl<'a> Executor<'a> {
         let list_is_known = accesses
             .iter()
             .filter(|a| a.operand == "index")
-            .all(|a| self.unknown_scratchpad.is_known(a.begin, a.end()));
+            .all(|a| self.memories.unknown_scratchpad.is_known(a.begin, a.end()));
         if !list_is_known {
             return Err(Stop::Unknown("the list of its rows"));
         }

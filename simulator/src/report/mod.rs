@@ -4,20 +4,29 @@
 //! |---|---|
 //! | [`text`](text::summary) | what a person wants to know first |
 //! | [`json`](json::to_json) | everything, `lapidary.sim/1` |
-//! | [`csv`](csv::by_class) | one line per cost class |
+//! | [`csv`](csv::by_class) | one line per cost class, op, module, or stage of routing |
+//! | [`summary::Summary`] | several runs: their sums, and how long each took |
 //! | [`trace::ChromeTrace`] | an observer that writes events, for Perfetto |
 //! | [`timeline::Timeline`] | an observer that keeps what [`html::page`] draws |
 
 pub mod csv;
+mod heat;
 pub mod html;
 pub mod json;
+pub mod summary;
 pub mod text;
 pub mod timeline;
 pub mod trace;
 
+use std::collections::HashMap;
+
 use lapidary_npu_isa::{CostClass, Machine, Queue};
 
+pub use heat::{DomainVisits, TokenModules};
+
 use crate::ledger::Cause;
+use crate::selections::Selections;
+use crate::stage::RoutingStage;
 use crate::tally::{Amounts, Part, Share, Tally};
 use crate::timing::dram::DramCounts;
 
@@ -43,6 +52,10 @@ pub struct Report {
     pub classes: Vec<(CostClass, Share)>,
     /// By label and module, in the order of their first instruction.
     pub parts: Vec<Part>,
+    /// The router alone, by stage, those that occurred. What they did is part of `parts` as well.
+    pub routing: Vec<(RoutingStage, Share)>,
+    /// What selections chose, by op label.
+    pub selections: Vec<Selections>,
 }
 
 /// What has the highest share of its time busy.
@@ -62,10 +75,42 @@ impl Report {
         cycles_by_cause: [[u64; Cause::ALL.len()]; 6],
         dram: DramCounts,
         tally: Tally<'_>,
+        selections: Vec<Selections>,
     ) -> Report {
         let total = tally.total();
-        let classes = tally.classes.into_iter().filter(|(_, share)| share.amounts.instructions > 0).collect();
-        Report { machine: machine.clone(), values, cycles, cycles_by_cause, dram, total, classes, parts: tally.parts }
+        let occurred = |share: &Share| share.amounts.instructions > 0;
+        let classes = tally.classes.into_iter().filter(|(_, share)| occurred(share)).collect();
+        let routing = tally.routing.into_iter().filter(|(_, share)| occurred(share)).collect();
+        let (machine, parts) = (machine.clone(), tally.parts);
+        let report =
+            Report { machine, values, cycles, cycles_by_cause, dram, total, classes, parts, routing, selections };
+        report.check();
+        report
+    }
+
+    /// Everything is attributed, once: cycles of parts and of classes are the run's, their amounts its total, the router's no
+    /// more, and each module that was chosen was chosen by a token.
+    fn check(&self) {
+        let (mut parts, mut classes) = (Share::default(), Share::default());
+        self.parts.iter().for_each(|part| parts.add(&part.share));
+        self.classes.iter().for_each(|(_, share)| classes.add(share));
+        assert_eq!((parts.cycles, classes.cycles), (self.cycles, self.cycles), "cycles of parts and of classes");
+        assert_eq!((&parts.amounts, &classes.amounts), (&self.total, &self.total), "amounts of parts and of classes");
+        assert!(self.router().cycles <= self.cycles);
+        self.selections.iter().for_each(Selections::check);
+    }
+
+    /// The router alone, all stages.
+    pub fn router(&self) -> Share {
+        let mut all = Share::default();
+        self.routing.iter().for_each(|(_, share)| all.add(share));
+        all
+    }
+
+    /// How often a module was chosen, over all selections. A module's number is its column.
+    pub fn visits(&self, module: i64) -> u64 {
+        let of = |s: &Selections| usize::try_from(module).ok().and_then(|module| s.visits.get(module).copied());
+        self.selections.iter().filter_map(of).sum()
     }
 
     /// Cycles in which a unit worked.
@@ -123,27 +168,28 @@ impl Report {
 
     /// By label, all modules of it together.
     pub fn ops(&self) -> Vec<(&str, Share)> {
-        let mut ops: Vec<(&str, Share)> = Vec::new();
-        for part in &self.parts {
-            match ops.iter_mut().find(|(name, _)| *name == part.name) {
-                Some((_, share)) => share.add(&part.share),
-                None => ops.push((&part.name, part.share.clone())),
-            }
-        }
-        ops
+        self.grouped(|part| Some(part.name.as_str()))
     }
 
     /// By module number, all labels of it together.
     pub fn modules(&self) -> Vec<(i64, Share)> {
-        let mut modules: Vec<(i64, Share)> = Vec::new();
-        for part in &self.parts {
-            let Some(number) = part.module else { continue };
-            match modules.iter_mut().find(|(module, _)| *module == number) {
-                Some((_, share)) => share.add(&part.share),
-                None => modules.push((number, part.share.clone())),
-            }
-        }
+        let mut modules = self.grouped(|part| part.module);
         modules.sort_by_key(|(number, _)| *number);
         modules
+    }
+
+    /// Parts with the same key together, in the order of the first of each.
+    fn grouped<'r, K: Copy + Eq + std::hash::Hash>(&'r self, key: impl Fn(&'r Part) -> Option<K>) -> Vec<(K, Share)> {
+        let mut places = HashMap::new();
+        let mut groups: Vec<(K, Share)> = Vec::new();
+        for part in &self.parts {
+            let Some(key) = key(part) else { continue };
+            let place = *places.entry(key).or_insert(groups.len());
+            match groups.get_mut(place) {
+                Some((_, share)) => share.add(&part.share),
+                None => groups.push((key, part.share.clone())),
+            }
+        }
+        groups
     }
 }

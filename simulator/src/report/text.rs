@@ -4,8 +4,10 @@ use std::fmt::{self, Write};
 
 use lapidary_npu_isa::machine::DramPreset;
 
+use super::summary::Summary;
 use super::{Report, UNITS};
 use crate::ledger::Cause;
+use crate::tally::Share;
 
 /// With commas between thousands.
 pub fn grouped(value: u128) -> String {
@@ -43,6 +45,89 @@ pub fn summary(report: &Report) -> String {
     let mut out = String::new();
     // Writing to a text does not fail.
     let _ = write(&mut out, report);
+    out
+}
+
+/// Ops, modules and the router, each where there are some. Of ops and modules the `top` with most cycles; what is left is summed
+/// up.
+pub fn tables(report: &Report, top: usize) -> String {
+    let mut out = String::new();
+    if !report.routing.is_empty() {
+        out += &router(report);
+        out.push('\n');
+    }
+    let ops = report.ops().into_iter().map(|(name, share)| {
+        let name = if name.is_empty() { "(no label)" } else { name };
+        (name.to_string(), share)
+    });
+    out += &shares(report, "op", ops.collect(), top);
+    let modules = report.modules();
+    if !modules.is_empty() {
+        out.push('\n');
+        let name = |module: i64| format!("{module}: {} tokens", grouped(report.visits(module).into()));
+        let modules = modules.into_iter().map(|(module, share)| (name(module), share)).collect();
+        out += &shares(report, "module", modules, top);
+    }
+    out
+}
+
+/// What routing alone takes, by stage and in one line; nothing if the program has none.
+pub fn router(report: &Report) -> String {
+    if report.routing.is_empty() {
+        return String::new();
+    }
+    let all = report.router();
+    let energy =
+        if report.total.energy_fj == 0 { 0.0 } else { all.amounts.energy_fj as f64 / report.total.energy_fj as f64 };
+    let stages = report.routing.iter().map(|(stage, share)| (stage.name().to_string(), share.clone())).collect();
+    format!(
+        "routing      {} of the cycles, {} of the energy\n{}",
+        percent(all.cycles as f64 / report.cycles.max(1) as f64),
+        percent(energy),
+        shares(report, "stage", stages, usize::MAX)
+    )
+}
+
+/// Lines with most cycles first.
+fn shares(report: &Report, what: &str, mut lines: Vec<(String, Share)>, top: usize) -> String {
+    lines.sort_by_key(|(_, share)| std::cmp::Reverse(share.cycles));
+    if lines.len() > top {
+        let mut rest = Share::default();
+        let count = lines.len() - top;
+        lines.drain(top..).for_each(|(_, share)| rest.add(&share));
+        lines.push((format!("{count} more"), rest));
+    }
+    let width = lines.iter().map(|(name, _)| name.chars().count()).chain([what.len()]).max().unwrap_or(0);
+    let mut out =
+        format!("{what:<width$} {:>15} {:>8} {:>15} {:>15} {:>12}\n", "cycles", "", "DRAM B", "multiply-adds", "µJ");
+    for (name, share) in lines {
+        let (cycles, of_run) =
+            (grouped(share.cycles.into()), percent(share.cycles as f64 / report.cycles.max(1) as f64));
+        let bytes = grouped(share.amounts.dram_read_bytes + share.amounts.dram_write_bytes);
+        let (macs, energy) = (grouped(share.amounts.macs), share.amounts.energy_fj as f64 / 1e9);
+        let _ = writeln!(out, "{name:<width$} {cycles:>15} {of_run:>8} {bytes:>15} {macs:>15} {energy:>12.3}");
+    }
+    out
+}
+
+/// Phases of several runs, one line each.
+pub fn phases(summary: &Summary) -> String {
+    let Some(report) = summary.report() else { return String::new() };
+    let ms = |cycles: u64| cycles as f64 / (report.machine.clock_mhz as f64 * 1e3);
+    let phases = summary.phases();
+    let width = phases.iter().map(|p| p.name.chars().count()).chain(["phase".len()]).max().unwrap_or(0);
+    let mut out = format!(
+        "{:<width$} {:>6} {:>8} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
+        "phase", "runs", "tokens", "ms", "p50 ms", "p95 ms", "max ms", "tokens/s"
+    );
+    for p in phases {
+        let [all, p50, p95, max] = [p.cycles, p.p50_cycles, p.p95_cycles, p.max_cycles].map(ms);
+        let _ = writeln!(
+            out,
+            "{:<width$} {:>6} {:>8} {all:>12.4} {p50:>12.4} {p95:>12.4} {max:>12.4} {:>12.1}",
+            p.name, p.runs, p.tokens, p.tokens_per_second
+        );
+    }
     out
 }
 

@@ -56,6 +56,17 @@ pub struct DramCounts {
     pub refreshes: u64,
 }
 
+impl DramCounts {
+    /// Adds another's.
+    pub fn add(&mut self, other: &DramCounts) {
+        self.requests += other.requests;
+        self.hits += other.hits;
+        self.empties += other.empties;
+        self.misses += other.misses;
+        self.refreshes += other.refreshes;
+    }
+}
+
 /// The memory off chip.
 #[derive(Clone, Debug)]
 pub(crate) struct DramTiming {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use lapidary_npu_isa::instruction::{Token, Tokens};
-use lapidary_npu_isa::{CostClass, Machine, Program, Queue};
+use lapidary_npu_isa::{Machine, Program, Queue};
 
 use super::banks::BankSet;
 use super::dma::Dma;
@@ -17,7 +17,7 @@ use crate::error::{Limit, SimError, Stop, Wrong};
 use crate::ledger::{Cause, Ledger};
 use crate::observe::{Activity, Observer};
 use crate::sequencer::{Sequencer, Step};
-use crate::tally::Tally;
+use crate::tally::{Account, Tally};
 
 /// Units with queues, in the order in which they act.
 const UNITS: [Queue; 5] = [Queue::Load, Queue::Store, Queue::Matrix, Queue::Vector, Queue::Route];
@@ -27,8 +27,7 @@ const NEVER: u64 = u64::MAX;
 #[derive(Clone, Debug)]
 struct Flight {
     at: u32,
-    part: u32,
-    class: CostClass,
+    account: Account,
     /// Passes by the unit (rule Q4).
     is_short: bool,
     post: [Option<Token>; 2],
@@ -87,7 +86,9 @@ pub(crate) struct Engine<'a, 'o, O: Observer> {
     turn: Turn,
     next_at: u64,
     /// When `lds` or `sync sequencer` is done, and what it posts.
-    waited: Option<(u64, u32, Tokens)>,
+    waited: Option<(u64, u32, Account, Tokens)>,
+    /// Of `halt`, when it has been executed.
+    halt: Option<Account>,
     total: u64,
     most_cycles: u64,
 }
@@ -125,6 +126,7 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
             turn: Turn::Fetch,
             next_at: 0,
             waited: None,
+            halt: None,
             total: 0,
             most_cycles,
         }
@@ -154,6 +156,10 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
             ledger.idle_until(self.total, self.observer);
             // Every cycle of every unit is accounted for, once.
             assert_eq!(ledger.cycles().iter().sum::<u64>(), self.total, "{ledger:?}");
+        }
+        // What follows the last completion is `halt`'s.
+        if let Some(halt) = self.halt {
+            self.tally.completed(halt, self.total);
         }
         Ok(self.total)
     }
@@ -201,12 +207,13 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
             while self.units[index].flights.front().is_some_and(|flight| flight.end <= t) {
                 let Some(flight) = self.units[index].flights.pop_front() else { break };
                 self.units[index].first_number += 1;
-                self.tally.completed(flight.part, flight.class, t);
+                self.tally.completed(flight.account, t);
                 self.total = self.total.max(t);
                 self.post(flight.at, flight.post)?;
             }
         }
-        if let Some((_, at, tokens)) = self.waited.take_if(|(when, _, _)| *when <= t) {
+        if let Some((_, at, account, tokens)) = self.waited.take_if(|(when, ..)| *when <= t) {
+            self.tally.completed(account, t);
             self.post(at, tokens.post)?;
         }
         Ok(())
@@ -342,8 +349,8 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
         if index >= 2 && !is_short {
             unit.free_at = end;
         }
-        let Issued { at, part, class, tokens, .. } = head;
-        unit.flights.push_back(Flight { at, part, class, is_short, post: tokens.post, begin: t, end, ranges });
+        let Issued { at, account, tokens, .. } = head;
+        unit.flights.push_back(Flight { at, account, is_short, post: tokens.post, begin: t, end, ranges });
         if end != NEVER {
             if !is_covered {
                 let ledger = &mut self.ledgers[index + 1];
@@ -358,9 +365,9 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
     fn ended(&mut self, index: usize, number: u64) {
         let place = (number - self.units[index].first_number) as usize;
         if let Some(flight) = self.units[index].flights.get(place) {
-            let Flight { at, part, class, is_short, begin, end, .. } = *flight;
-            let queue = UNITS[index];
-            self.tally.took(part, class, queue, begin, if is_short { begin } else { end });
+            let Flight { at, account, is_short, begin, end, .. } = *flight;
+            let (queue, part) = (UNITS[index], account.part);
+            self.tally.took(account, queue, begin, if is_short { begin } else { end });
             self.observer.activity(Activity { queue, at, part, begin, end });
         }
     }
@@ -395,18 +402,19 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
                     self.next_at = t + 1;
                 }
             }
-            Turn::Act(Step::Wait { at, tokens, cycles }) => {
+            Turn::Act(Step::Wait { at, account, tokens, cycles }) => {
                 self.ledgers[0].idle_until(t, self.observer);
                 if Self::take(&mut self.tokens, &tokens) {
                     self.ledgers[0].spend(Cause::Busy, cycles, self.observer);
                     self.next_at = t + cycles;
-                    self.waited = Some((t + cycles, at, tokens));
+                    self.waited = Some((t + cycles, at, account, tokens));
                 } else {
                     self.ledgers[0].idle_cause = Cause::TokenWait;
-                    self.turn = Turn::Act(Step::Wait { at, tokens, cycles });
+                    self.turn = Turn::Act(Step::Wait { at, account, tokens, cycles });
                 }
             }
-            Turn::Act(Step::Halt) => {
+            Turn::Act(Step::Halt(halt)) => {
+                self.halt = halt;
                 self.ledgers[0].idle_until(t, self.observer);
                 self.ledgers[0].spend(Cause::Busy, 1, self.observer);
                 self.ledgers[0].idle_cause = Cause::NothingLeft;
@@ -424,7 +432,7 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
         if self.next_at > t {
             next = self.next_at;
         }
-        if let Some((when, _, _)) = self.waited {
+        if let Some((when, ..)) = self.waited {
             next = next.min(when);
         }
         for unit in &self.units {
@@ -464,7 +472,7 @@ impl<'a, 'o, O: Observer> Engine<'a, 'o, O> {
                     name(issued.at)
                 ));
             }
-            Turn::Act(Step::Halt) | Turn::Fetch | Turn::Halted => (),
+            Turn::Act(Step::Halt(_)) | Turn::Fetch | Turn::Halted => (),
         }
         SimError::Deadlock { cycle: t, waiting }
     }

@@ -2,10 +2,11 @@
 
 use lapidary_npu_isa::access::Access;
 use lapidary_npu_isa::address::Memory;
-use lapidary_npu_isa::{CostClass, Queue, instruction::Tokens};
+use lapidary_npu_isa::{Queue, instruction::Tokens};
 
 use super::banks::BankSet;
 use super::requests::Requests;
+use crate::tally::Account;
 
 /// Bounding range of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +67,7 @@ pub(crate) struct Issued {
     /// Position in the program.
     pub at: u32,
     pub queue: Queue,
-    pub class: CostClass,
-    /// What reports call its part of the program.
-    pub part: u32,
+    pub account: Account,
     pub tokens: Tokens,
     pub work: Work,
 }
