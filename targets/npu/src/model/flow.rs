@@ -148,9 +148,10 @@ impl<'m> Flow<'m> {
     /// The queue's next instruction starts when all before it are done. For transfers that would take turns at different rows of
     /// one DRAM bank, closing each other's, if the DMA's channels worked on them at a time.
     pub fn one_by_one(&mut self, queue: Queue) -> Result<(), LowerError> {
-        let token = self.pair(queue, queue)?;
+        let token = self.b.token("the end of what a queue did before", queue, queue)?;
         self.b.sync(queue, &[], &[token]);
         self.b.sync(queue, &[token], &[]);
+        self.b.release(token);
         Ok(())
     }
 
