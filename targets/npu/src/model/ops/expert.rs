@@ -139,10 +139,12 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
     let [gate, up, down] = module.map(|w| Columns::all(w, offset));
     let (d, f) = shared.sizes;
     let codes = matches!(shared.input, Input::Codes(_));
-    // Per row: what is gathered, hidden floats and codes, the result, and columns of `up`.
-    let element = if codes { 1 } else { 4 };
-    let (up_cols, own_y) = (gate.unit().min(f), if shared.y.home.on_chip() { 0 } else { 4 * d + 4 });
-    let row_bytes = element * d + 4 + 4 * f + if codes { f + 4 } else { 0 } + 4 * d + 4 * up_cols + own_y;
+    // Per row: codes of what is hidden; then what is gathered, hidden floats and columns of `up`, and behind those, in their
+    // place, the result and rows that are added to.
+    let (element, up_cols) = (if codes { 1 } else { 4 }, gate.unit().min(f));
+    let own_y = if shared.y.home.on_chip() { 0 } else { 4 * d + 4 };
+    let (kept, before) = (if codes { f + 4 } else { 4 * f }, element * d + 4 + 4 * up_cols + if codes { 4 * f } else { 0 });
+    let row_bytes = kept + before.max(4 * d + own_y);
     // What products want beside it, and the ends of pieces.
     let aside = if codes { 4 * d.max(f) + 512 } else { 2 * 4 * d.max(f) + 512 };
     let room = Rows { count: Value::Reg(chosen), ..shared.rows };
@@ -153,27 +155,26 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
         let mark = flow.scratch.mark();
         let list = flow.moved(&shared.list, Value::Reg(begin), 4)?;
         let list = flow.at_row(&list, block.index, block.size)?;
-        let input = gathered(flow, shared, &list, rows)?;
-        let hidden = Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32);
-        let result = Matrix::dense(flow.scratch.take(4 * here * d)?, d, Type::F32);
-        let hidden_codes = match codes {
-            false => None,
-            true => Some(Codes {
+        let kept = match codes {
+            true => Input::Codes(Codes {
                 codes: Matrix::dense(flow.scratch.take(here * f)?, f, Type::I8),
                 scales: Matrix::dense(flow.scratch.take(4 * here)?, 1, Type::F32),
             }),
+            false => Input::Floats(Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32)),
         };
-        swiglu_pieces(flow, &input, rows, &gate, &up, |flow, index, width| {
-            flow.moved(&hidden, index, 4 * width as i64)
-        })?;
-        let hidden = match hidden_codes {
-            None => Input::Floats(hidden),
-            Some(codes) => {
-                quantize_into(flow, Stream { home: hidden, cols: f }, rows, &codes)?;
-                Input::Codes(codes)
-            }
+        let before = flow.scratch.mark();
+        let input = gathered(flow, shared, &list, rows)?;
+        let hidden = match kept {
+            Input::Floats(hidden) => hidden,
+            Input::Codes(_) => Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32),
         };
-        product(flow, &hidden, rows, &down, d, &result)?;
+        swiglu_pieces(flow, &input, rows, &gate, &up, |flow, index, width| flow.moved(&hidden, index, 4 * width as i64))?;
+        if let Input::Codes(codes) = &kept {
+            quantize_into(flow, Stream { home: hidden, cols: f }, rows, codes)?;
+        }
+        flow.scratch.back_to(before);
+        let result = Matrix::dense(flow.scratch.take(4 * here * d)?, d, Type::F32);
+        product(flow, &kept, rows, &down, d, &result)?;
         let gates = flow.moved(&shared.gates, Value::Reg(begin), 4)?;
         let gates = flow.at_row(&gates, block.index, block.size)?;
         scatter(flow, shared, &result, &list, &gates, block, here)?;
