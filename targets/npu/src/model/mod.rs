@@ -79,6 +79,8 @@ pub struct ModelSummary {
     pub state_bytes: u64,
     /// What is moved more often than once, and why.
     pub reread: Vec<String>,
+    /// Rows of the array that groups of int4 weights leave idle, if any.
+    pub idle: Option<String>,
 }
 
 /// A model as programs.
@@ -156,12 +158,7 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
         Ok((builder.finish()?, entry.homes))
     };
     let (prefill, homes) = finish(prefill)?;
-    let mut reread: Vec<String> = homes
-        .spilled
-        .iter()
-        .map(|name| format!("{name}: does not stay in the scratchpad in prefill beside the rest"))
-        .collect();
-    reread.dedup();
+    let reread = spilled(&homes);
     let decode = decode.map(finish).transpose()?.map(|(program, _)| program);
     Ok(NpuModel {
         machine: machine.clone(),
@@ -176,9 +173,42 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
             arena_bytes,
             state_bytes: layout.state_bytes,
             reread,
+            idle: idle_rows(graph, machine),
         },
         image: weights,
     })
+}
+
+/// Values that go to DRAM in prefill, the same one of all layers together.
+fn spilled(homes: &Homes) -> Vec<String> {
+    let mut names: Vec<(String, usize, u64)> = Vec::new();
+    for (name, bytes) in &homes.spilled {
+        let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+        let name = parts.collect::<Vec<_>>().join(".");
+        match names.iter_mut().find(|(other, _, _)| *other == name) {
+            Some((_, count, all)) => (*count, *all) = (*count + 1, *all + bytes),
+            None => names.push((name, 1, *bytes)),
+        }
+    }
+    let why = |(name, count, bytes): (String, usize, u64)| {
+        format!("{name}: {count} of up to {} B do not stay in the scratchpad beside the rest", bytes / count as u64)
+    };
+    names.into_iter().map(why).collect()
+}
+
+/// What it costs that a pass never mixes groups.
+fn idle_rows(graph: &Graph, machine: &Machine) -> Option<String> {
+    let rows = machine.matrix.rows;
+    let groups = graph.weights.iter().filter_map(|w| match weights::format_of(w.storage) {
+        Some(crate::matmul::WeightFormat::Int4 { group }) if u64::from(group) % rows != 0 => Some(u64::from(group)),
+        _ => None,
+    });
+    let group = groups.min()?;
+    let used = group as f64 / (group.div_ceil(rows) * rows) as f64;
+    Some(format!(
+        "int4 groups of {group} use {:.0} % of an array of {rows} rows; larger groups would use more",
+        100.0 * used
+    ))
 }
 
 /// A program before it has its segments.

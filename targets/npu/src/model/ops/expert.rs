@@ -143,7 +143,8 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
     // place, the result and rows that are added to.
     let (element, up_cols) = (if codes { 1 } else { 4 }, gate.unit().min(f));
     let own_y = if shared.y.home.on_chip() { 0 } else { 4 * d + 4 };
-    let (kept, before) = (if codes { f + 4 } else { 4 * f }, element * d + 4 + 4 * up_cols + if codes { 4 * f } else { 0 });
+    let (kept, before) =
+        (if codes { f + 4 } else { 4 * f }, element * d + 4 + 4 * up_cols + if codes { 4 * f } else { 0 });
     let row_bytes = kept + before.max(4 * d + own_y);
     // What products want beside it, and the ends of pieces.
     let aside = if codes { 4 * d.max(f) + 512 } else { 2 * 4 * d.max(f) + 512 };
@@ -168,7 +169,9 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
             Input::Floats(hidden) => hidden,
             Input::Codes(_) => Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32),
         };
-        swiglu_pieces(flow, &input, rows, &gate, &up, |flow, index, width| flow.moved(&hidden, index, 4 * width as i64))?;
+        swiglu_pieces(flow, &input, rows, &gate, &up, |flow, index, width| {
+            flow.moved(&hidden, index, 4 * width as i64)
+        })?;
         if let Input::Codes(codes) = &kept {
             quantize_into(flow, Stream { home: hidden, cols: f }, rows, codes)?;
         }
