@@ -13,6 +13,7 @@ use crate::difference::{Boundary, Comparison, Tolerance};
 use crate::engine;
 use crate::failure::{MISSED, Usage};
 use crate::lockstep::Lockstep;
+use crate::model;
 use crate::oracle::Oracle;
 use crate::quantized::QuantizedComparison;
 use crate::reference::{self, Prompt};
@@ -124,10 +125,10 @@ fn compare_quantized(
         )));
     }
     let compiled = match program {
-        Program::Session(session) => Some(oracle.compile_again(session, target, ui)?),
+        Program::Session(session) => Some(oracle.compile_again(session, ui)?),
         Program::Files(_) => None,
     };
-    let lowered = compiled.as_ref().map(|planned| planned.lower()).transpose()?;
+    let lowered = compiled.as_ref().map(|planned| planned.lower(&model::cpu_target(target)?)).transpose()?;
     let lockstep = match (&compiled, &lowered, &*program) {
         (Some(planned), Some(lowered), Program::Session(session)) => {
             Some(Lockstep::new(planned, lowered.program(), session.model().artifact().code())?)
