@@ -51,6 +51,11 @@ impl<'m> Session<'m> {
         Ok(Session { compiled, device, routing, position: 0, last: (0, 0) })
     }
 
+    /// Whether the model generates.
+    pub fn can_decode(&self) -> bool {
+        self.compiled.decode.is_some()
+    }
+
     /// Writes the image of weights.
     pub fn load(&mut self, image: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let wanted = self.compiled.weight_bytes;
