@@ -107,7 +107,7 @@ pub enum Command {
     /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
     #[cfg(feature = "compiler")]
     Disasm(DisasmArgs),
-    /// Runs an NPU program: values and cycles
+    /// Runs a model compiled for an NPU, or an NPU program, in the simulator: values and cycles
     #[cfg(feature = "npu")]
     Simulate(SimulateArgs),
     /// Assembles an NPU program from text

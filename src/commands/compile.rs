@@ -114,7 +114,7 @@ impl Target {
             return Ok(Target::Cpu(model::cpu_target(name)?));
         };
         #[cfg(feature = "npu")]
-        return Ok(Target::Npu(Box::new(npu::machine("--target npu:", machine.trim_start_matches(':'), overrides)?)));
+        return Ok(Target::Npu(Box::new(npu::machine("--target npu:MACHINE", machine.trim_start_matches(':'), overrides)?)));
         #[cfg(not(feature = "npu"))]
         return Ok(Target::Npu(format!("npu{machine}")));
     }
