@@ -87,13 +87,7 @@ impl Device {
     }
 
     /// Writes bytes of a segment from `offset` on.
-    pub fn write_at(
-        &mut self,
-        program: &Program,
-        segment: &str,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), SimError> {
+    pub fn write_at(&mut self, program: &Program, segment: &str, offset: u64, bytes: &[u8]) -> Result<(), SimError> {
         let at = self.place(program, segment, offset, bytes.len() as u64)?;
         self.memories.write_dram(at, bytes).map_err(|stop| stop.of(0, segment))
     }
@@ -154,7 +148,13 @@ impl Device {
         observer: &mut impl Observer,
     ) -> Result<Report, SimError> {
         program.check_structure()?;
-        let simulator = Simulator { program, machine: &self.machine, options: self.options, memories: Memories::none(), routed: None };
+        let simulator = Simulator {
+            program,
+            machine: &self.machine,
+            options: self.options,
+            memories: Memories::none(),
+            routed: None,
+        };
         let mut simulator = match routed {
             Some(Routed { routing, first_token }) => simulator.routed(Routed { routing: &mut *routing, first_token }),
             None => simulator,

@@ -144,7 +144,9 @@ impl<'a> Simulator<'a> {
     fn write_segments(&mut self) -> Result<(), SimError> {
         let program = self.program;
         let segments = program.segments.iter();
-        segments.map(|s| (format!("segment {:?}", s.name), s)).try_for_each(|(n, s)| self.write(&n, s.address, &s.bytes))
+        segments
+            .map(|s| (format!("segment {:?}", s.name), s))
+            .try_for_each(|(n, s)| self.write(&n, s.address, &s.bytes))
     }
 
     fn write(&mut self, what: &str, address: u64, bytes: &[u8]) -> Result<(), SimError> {

@@ -216,7 +216,8 @@ mod tests {
         assert_eq!(dram.resident_bytes(), 3 * PAGE_BYTES);
         let mut out = vec![1; bytes.len()];
         dram.read(first, &mut out);
-        let (kept, cleared) = (out[..3].iter().all(|b| *b == 7), out[3..2 * PAGE_BYTES as usize].iter().all(|b| *b == 0));
+        let (kept, cleared) =
+            (out[..3].iter().all(|b| *b == 7), out[3..2 * PAGE_BYTES as usize].iter().all(|b| *b == 0));
         assert!(kept && cleared && out[2 * PAGE_BYTES as usize..].iter().all(|b| *b == 7));
         dram.clear(0, u64::MAX);
         assert_eq!(dram.resident_bytes(), 0);

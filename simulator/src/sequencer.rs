@@ -60,7 +60,8 @@ impl<'a> Sequencer<'a> {
             };
             let account = tally.account(at, instruction.op.row().class, &self.registers);
             let mut amounts = Amounts::default();
-            let step = self.execute(at, &instruction, account, &mut amounts).map_err(|stop| stop.of(at, instruction))?;
+            let step =
+                self.execute(at, &instruction, account, &mut amounts).map_err(|stop| stop.of(at, instruction))?;
             tally.issued(account, amounts, 1);
             match step {
                 None => {

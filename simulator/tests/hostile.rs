@@ -7,6 +7,7 @@ mod common;
 use lapidary_npu_isa::format::{Branch, LoopEnd, LoopHead, Nothing};
 use lapidary_npu_isa::operand::{Body, Bound, Dest, Distance, Reg, Size, Source, Term, Wide};
 use lapidary_npu_isa::{Instruction, Machine, Op, Program, ROWS, format};
+use lapidary_simulator::routing::{Drawn, ModulesPerToken, Popularity, Recorder, Routed};
 use lapidary_simulator::{Limits, Options, Run, SimError, Simulator};
 use proptest::prelude::*;
 
@@ -229,4 +230,39 @@ fn no_time_and_no_memory_is_spent_on_the_absurd() {
     let long =
         "li r1, 281474976710656\nli r2, 0\nv.copy sp[0], sp[64], cols=16, rows=r1, a_stride=r2, dst_stride=r2\nhalt";
     assert!(matches!(attempt(&common::program(long), &machine, false), Err(SimError::Limit { .. })));
+}
+
+/// A routing that answers every selection and cluster leaves random programs what they are: runs or errors.
+#[test]
+fn random_programs_with_a_routing_end() {
+    let machine = Machine::preset("edge-16").unwrap();
+    let mut random = Random(0x51ec_7a11);
+    let mut decided = 0;
+    for round in 0..rounds() {
+        let mut program = random.program();
+        // Selections and row_argmax of small operands, in front.
+        for _ in 0..random.below(4) {
+            let select = loop {
+                let instruction = random.instruction();
+                if matches!(instruction.op, Op::TopK(_) | Op::TopP(_) | Op::Threshold(_) | Op::RowArgmax(_)) {
+                    break instruction;
+                }
+            };
+            program.instructions.insert(0, select);
+        }
+        let label = lapidary_npu_isa::program::OpLabel { at: 0, name: "layers.7.attn.cluster".into(), module: None };
+        program.op_labels = vec![label];
+        for values in [true, false] {
+            let popularity = if round % 2 == 0 { Popularity::Uniform } else { Popularity::Zipf(1.0) };
+            let mut drawn = Drawn::new(popularity, ModulesPerToken::Weighted(vec![1, 2, 3, 1 << 31]), round);
+            let mut recorder = Recorder { inner: Some(&mut drawn), ..Recorder::default() };
+            let options = Options { values, limits: LIMITS, ..Options::default() };
+            let simulator = Simulator::new(&program, &machine, options).unwrap();
+            let routed = Routed { routing: &mut recorder, first_token: random.value() as u64 };
+            if let Ok(run) = simulator.routed(routed).run() {
+                decided += run.report.selections.iter().map(|s| s.tokens()).sum::<u64>();
+            }
+        }
+    }
+    assert!(decided > 100, "{decided}");
 }

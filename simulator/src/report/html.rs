@@ -3,6 +3,8 @@
 use minijinja::{Environment, context};
 use serde::Serialize;
 
+use super::heat::{DomainVisits, Heat, TokenModules};
+use super::summary::Summary;
 use super::timeline::Timeline;
 use super::{Report, UNITS, text};
 use crate::ledger::Cause;
@@ -15,6 +17,22 @@ const COLOURS: [&str; Cause::ALL.len()] = [
     "#4f9d69", "#d1495b", "#edae49", "#c97b63", "#8d99ae", "#30638e", "#6d597a", "#00798c", "#b56576", "#e9ecef",
     "#f8f9fa",
 ];
+
+/// Rows of the tables that are shown at once: those with most cycles.
+const TOP: usize = 25;
+/// Most rows of modules by op.
+const MOST_PARTS: usize = 2000;
+
+/// What only the caller knows of a run, each shown if it is there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Details<'d> {
+    /// The report is the sum of several runs: those.
+    pub summary: Option<&'d Summary>,
+    /// Domains by modules.
+    pub domains: Option<&'d DomainVisits>,
+    /// Tokens, in their order.
+    pub tokens: &'d [TokenModules],
+}
 
 /// A bar of a timeline, in percent of its width.
 #[derive(Serialize)]
@@ -41,16 +59,59 @@ struct Legend {
     colour: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Row {
     name: String,
+    about: &'static str,
     instructions: u64,
     cycles: u64,
     share: f64,
     unit_cycles: Vec<u64>,
-    dram_bytes: u128,
-    macs: u128,
+    dram_bytes: String,
+    macs: String,
     energy_uj: f64,
+}
+
+/// Rows with most cycles first, at most so many.
+fn top(rows: &[Row], count: usize) -> Vec<Row> {
+    let mut rows = rows.to_vec();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.cycles));
+    rows.truncate(count);
+    rows
+}
+
+#[derive(Serialize)]
+struct PhaseRow {
+    name: String,
+    runs: u64,
+    tokens: u64,
+    /// All, p50, p95, longest.
+    ms: [f64; 4],
+    tokens_per_second: f64,
+}
+
+fn phases(summary: &Summary, clock_mhz: u64) -> Vec<PhaseRow> {
+    let ms = |cycles: u64| cycles as f64 / (clock_mhz as f64 * 1e3);
+    let phases = summary.phases().into_iter();
+    let row = |p: super::summary::Phase| PhaseRow {
+        ms: [p.cycles, p.p50_cycles, p.p95_cycles, p.max_cycles].map(ms),
+        name: p.name,
+        runs: p.runs,
+        tokens: p.tokens,
+        tokens_per_second: p.tokens_per_second,
+    };
+    phases.map(row).collect()
+}
+
+/// Tokens by how many modules they were given, over all selections.
+fn tokens_by_count(report: &Report) -> Vec<(usize, u64)> {
+    let mut sums: Vec<u64> = Vec::new();
+    for selections in &report.selections {
+        let counts = &selections.tokens_by_count;
+        sums.resize(sums.len().max(counts.len()), 0);
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    sums.into_iter().enumerate().filter(|(_, tokens)| *tokens > 0).collect()
 }
 
 /// Points of a chart in its own units, for `<polyline>`.
@@ -97,12 +158,13 @@ fn strips(report: &Report, timeline: &Timeline, causes: &[Cause]) -> Vec<Strip> 
 fn row(report: &Report, name: String, share: &Share) -> Row {
     Row {
         name,
+        about: "",
         instructions: share.amounts.instructions,
         cycles: share.cycles,
         share: share.cycles as f64 / report.cycles.max(1) as f64,
         unit_cycles: UNITS.iter().map(|queue| share.unit_cycles[queue.index()]).collect(),
-        dram_bytes: share.amounts.dram_read_bytes + share.amounts.dram_write_bytes,
-        macs: share.amounts.macs,
+        dram_bytes: text::grouped(share.amounts.dram_read_bytes + share.amounts.dram_write_bytes),
+        macs: text::grouped(share.amounts.macs),
         energy_uj: share.amounts.energy_fj as f64 / 1e9,
     }
 }
@@ -168,6 +230,16 @@ fn roofline(report: &Report) -> Option<Roofline> {
 
 /// Renders the page. `title` says what was run.
 pub fn page(report: &Report, timeline: &Timeline, title: &str) -> Result<String, minijinja::Error> {
+    page_with(report, timeline, title, &Details::default())
+}
+
+/// Renders the page with what the caller knows. A timeline of several runs comes from [`crate::observe::After`].
+pub fn page_with(
+    report: &Report,
+    timeline: &Timeline,
+    title: &str,
+    details: &Details<'_>,
+) -> Result<String, minijinja::Error> {
     let spent = |cause: &Cause| UNITS.iter().any(|queue| report.spent_cycles(*queue, *cause) > 0);
     let causes: Vec<Cause> = Cause::ALL.iter().copied().filter(spent).collect();
     let legend: Vec<Legend> = causes
@@ -191,6 +263,17 @@ pub fn page(report: &Report, timeline: &Timeline, title: &str) -> Result<String,
     let ops: Vec<Row> = report.ops().iter().map(|(name, s)| row(report, (*name).to_string(), s)).collect();
     let modules: Vec<Row> = report.modules().iter().map(|(n, s)| row(report, n.to_string(), s)).collect();
     let classes: Vec<Row> = report.classes.iter().map(|(class, s)| row(report, class.name().into(), s)).collect();
+    let part =
+        |p: &crate::tally::Part| p.module.map(|module| row(report, format!("{}, module {module}", p.name), &p.share));
+    let parts: Vec<Row> = report.parts.iter().filter_map(part).collect();
+    let stages = report
+        .routing
+        .iter()
+        .map(|(stage, s)| Row { about: stage.about().trim(), ..row(report, stage.name().into(), s) });
+    let router = row(report, "all of the router".into(), &report.router());
+    let energy_share = router.energy_uj / report.energy_uj().max(f64::MIN_POSITIVE);
+    let layers = details.tokens.iter().map(|token| token.modules.len()).max().unwrap_or(0);
+    let visits: Vec<String> = report.modules().iter().map(|(n, _)| text::grouped(report.visits(*n).into())).collect();
     environment.get_template("report.html")?.render(context! {
         title => title,
         summary => text::summary(report),
@@ -201,8 +284,23 @@ pub fn page(report: &Report, timeline: &Timeline, title: &str) -> Result<String,
         strips => strips(report, timeline, &causes),
         legend => legend,
         units => UNITS.map(|queue| queue.name()),
+        is_many_ops => ops.len() > TOP,
+        top_ops => top(&ops, TOP),
         ops => ops,
         modules => modules,
+        module_visits => visits,
+        parts => top(&parts, MOST_PARTS),
+        parts_left => parts.len().saturating_sub(MOST_PARTS),
+        stages => stages.collect::<Vec<Row>>(),
+        router => router,
+        router_energy_share => energy_share,
+        heat => Heat::of_selections(&report.selections),
+        tokens_by_count => tokens_by_count(report),
+        unknown_tokens => report.selections.iter().map(|s| s.unknown_tokens).sum::<u64>(),
+        domains => details.domains.and_then(Heat::of_domains),
+        tokens => details.tokens,
+        layers => (0..layers).collect::<Vec<usize>>(),
+        phases => details.summary.map(|summary| phases(summary, report.machine.clock_mhz)).unwrap_or_default(),
         classes => classes,
         roofline => roofline(report),
         dram_load => chart(0),

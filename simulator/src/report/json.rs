@@ -134,9 +134,7 @@ pub fn summary_to_json(summary: &Summary) -> Value {
             "tokens_per_second": p.tokens_per_second,
         })
     };
-    let run = |r: &super::summary::TimedRun| {
-        json!({ "phase": r.phase, "tokens": r.tokens, "cycles": r.cycles, "latency_ms": ms(r.cycles) })
-    };
+    let run = |r: &super::summary::TimedRun| json!({ "phase": r.phase, "tokens": r.tokens, "cycles": r.cycles, "latency_ms": ms(r.cycles) });
     let mut value = to_json(report);
     if let Value::Object(fields) = &mut value {
         fields.insert("phases".into(), summary.phases().into_iter().map(phase).collect());

@@ -10,6 +10,7 @@
 //! | [`timeline::Timeline`] | an observer that keeps what [`html::page`] draws |
 
 pub mod csv;
+mod heat;
 pub mod html;
 pub mod json;
 pub mod summary;
@@ -20,6 +21,8 @@ pub mod trace;
 use std::collections::HashMap;
 
 use lapidary_npu_isa::{CostClass, Machine, Queue};
+
+pub use heat::{DomainVisits, TokenModules};
 
 use crate::ledger::Cause;
 use crate::selections::Selections;

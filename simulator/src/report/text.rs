@@ -76,7 +76,8 @@ pub fn router(report: &Report) -> String {
         return String::new();
     }
     let all = report.router();
-    let energy = if report.total.energy_fj == 0 { 0.0 } else { all.amounts.energy_fj as f64 / report.total.energy_fj as f64 };
+    let energy =
+        if report.total.energy_fj == 0 { 0.0 } else { all.amounts.energy_fj as f64 / report.total.energy_fj as f64 };
     let stages = report.routing.iter().map(|(stage, share)| (stage.name().to_string(), share.clone())).collect();
     format!(
         "routing      {} of the cycles, {} of the energy\n{}",
@@ -96,9 +97,11 @@ fn shares(report: &Report, what: &str, mut lines: Vec<(String, Share)>, top: usi
         lines.push((format!("{count} more"), rest));
     }
     let width = lines.iter().map(|(name, _)| name.chars().count()).chain([what.len()]).max().unwrap_or(0);
-    let mut out = format!("{what:<width$} {:>15} {:>8} {:>15} {:>15} {:>12}\n", "cycles", "", "DRAM B", "multiply-adds", "µJ");
+    let mut out =
+        format!("{what:<width$} {:>15} {:>8} {:>15} {:>15} {:>12}\n", "cycles", "", "DRAM B", "multiply-adds", "µJ");
     for (name, share) in lines {
-        let (cycles, of_run) = (grouped(share.cycles.into()), percent(share.cycles as f64 / report.cycles.max(1) as f64));
+        let (cycles, of_run) =
+            (grouped(share.cycles.into()), percent(share.cycles as f64 / report.cycles.max(1) as f64));
         let bytes = grouped(share.amounts.dram_read_bytes + share.amounts.dram_write_bytes);
         let (macs, energy) = (grouped(share.amounts.macs), share.amounts.energy_fj as f64 / 1e9);
         let _ = writeln!(out, "{name:<width$} {cycles:>15} {of_run:>8} {bytes:>15} {macs:>15} {energy:>12.3}");
