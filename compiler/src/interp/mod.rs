@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ir::{Dim, Graph, Node, NodeId, SymbolId, ValueId, WeightId, WeightReader, WeightSource};
-use crate::ops::EvalCx;
+use crate::ops::{EvalCx, EvalFn, Op};
 use crate::quant::QuantizedRows;
 pub use tensor::{Data, Tensor};
 
@@ -118,13 +118,19 @@ pub type Observer<'o> = &'o mut dyn FnMut(NodeId, &[&Tensor]);
 pub struct Interpreter<'a> {
     graph: &'a Graph,
     weights: WeightCache<'a>,
+    evals: fn(Op) -> EvalFn,
 }
 
 impl<'a> Interpreter<'a> {
     /// An interpreter of a verified graph.
     pub fn new(graph: &'a Graph, source: &'a dyn WeightSource) -> Self {
+        Interpreter::with_evals(graph, source, |op| op.row().eval)
+    }
+
+    /// An interpreter that takes each op's evaluation from `evals` instead of the op table: a target's own arithmetic.
+    pub fn with_evals(graph: &'a Graph, source: &'a dyn WeightSource, evals: fn(Op) -> EvalFn) -> Self {
         let reader = WeightReader::new(graph, source);
-        Self { graph, weights: WeightCache { reader, kept: Mutex::default() } }
+        Self { graph, weights: WeightCache { reader, kept: Mutex::default() }, evals }
     }
 
     /// Runs a model on token ids; the head sees the last `output_rows` rows.
@@ -148,7 +154,7 @@ impl<'a> Interpreter<'a> {
     ) -> Result<Vec<Tensor>, InterpError> {
         let node = self.graph.node(id);
         let cx = EvalCx::new(self.graph, node, values, &self.weights, tokens, output_rows);
-        (node.op.row().eval)(&cx).map_err(|message| node_error(id, node, message))
+        (self.evals)(node.op)(&cx).map_err(|message| node_error(id, node, message))
     }
 
     /// Runs a graph on named inputs; `observe` sees every node's results as they are made.

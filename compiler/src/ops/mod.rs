@@ -22,7 +22,7 @@ mod schema;
 
 use crate::interp::Tensor;
 use crate::ir::{AttrKind, KvStorage, TensorType};
-pub use eval::EvalCx;
+pub use eval::{EvalCx, Matrix};
 pub use route::{POLICIES, Policy, select_bound, select_capacity};
 pub(crate) use schema::shortened;
 pub use schema::{InferCx, check_schema, mismatch};
@@ -63,7 +63,7 @@ pub struct AttrRow {
     pub kind: AttrKind,
 }
 
-/// A reference evaluation: plain loops, results in f32, sums in f64.
+/// An evaluation of a node. Those of the table: plain loops, results in f32, sums in f64.
 pub type EvalFn = fn(&EvalCx<'_>) -> Result<Vec<Tensor>, String>;
 
 /// The bound of the symbol that a node brings in: its largest value per token.

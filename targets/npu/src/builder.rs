@@ -6,8 +6,8 @@
 use lapidary_npu_isa::address::{Acc, Address, Dram, OnChip, Sp, W};
 use lapidary_npu_isa::format::{Arithmetic, Constant, LoopEnd, LoopHead, Nothing, Skip, Wait};
 use lapidary_npu_isa::operand::{Body, Bound, Dest, Distance, Maybe, Size, Source, Term, Wide};
-use lapidary_npu_isa::program::{Label, OpLabel};
-use lapidary_npu_isa::{Instruction, Op, Program, Queue, Reg, Token, Tokens};
+use lapidary_npu_isa::program::{Label, OpLabel, Segment};
+use lapidary_npu_isa::{Instruction, Machine, Op, Program, Queue, Reg, Token, Tokens};
 
 use crate::error::LowerError;
 
@@ -68,6 +68,31 @@ struct Counter {
     from: Queue,
     to: Queue,
     taken: bool,
+}
+
+/// A loop whose end is still to come.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct LoopMark {
+    at: usize,
+    head: LoopHead,
+}
+
+/// A skip whose target is still to come.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct SkipMark {
+    at: usize,
+    reg: Reg,
+}
+
+/// A place in a program that is being made.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    instructions: usize,
+    op_labels: usize,
+    counters: Vec<Counter>,
+    registers: [Option<&'static str>; 32],
 }
 
 /// Makes a program.
@@ -304,19 +329,76 @@ impl Builder {
             Value::Const(_) | Value::Reg(_) => (),
         }
         self.scope(|this| {
-            let rd = this.reg(what)?;
-            let (count, max) = match count {
-                Value::Const(n) => (this.size::<24>("a count", count)?, n.min(u32::MAX.into()) as u32),
-                Value::Reg(r) => (Size::Reg(r), most),
-            };
-            let head = this.program.instructions.len();
-            this.push(Op::Loop(LoopHead { rd: Dest(rd), count, max: Bound(max), body: Body(0) }));
+            let (head, rd) = this.begin_loop(what, count, most)?;
             body(this, Value::Reg(rd))?;
-            let body = Body((this.program.instructions.len() - head - 1) as u32);
-            this.push(Op::End(LoopEnd { body }));
-            this.program.instructions[head].op = Op::Loop(LoopHead { rd: Dest(rd), count, max: Bound(max), body });
+            this.end_loop(head);
             Ok(())
         })
+    }
+
+    /// The head of a loop, whose index is in a register of the current scope.
+    pub(crate) fn begin_loop(
+        &mut self,
+        what: &'static str,
+        count: Value,
+        most: u32,
+    ) -> Result<(LoopMark, Reg), LowerError> {
+        let rd = self.reg(what)?;
+        let (count, max) = match count {
+            Value::Const(n) => (self.size::<24>("a count", count)?, n.min(u32::MAX.into()) as u32),
+            Value::Reg(r) => (Size::Reg(r), most),
+        };
+        let head = LoopHead { rd: Dest(rd), count, max: Bound(max), body: Body(0) };
+        let at = self.program.instructions.len();
+        self.push(Op::Loop(head));
+        Ok((LoopMark { at, head }, rd))
+    }
+
+    /// The end of a loop.
+    pub(crate) fn end_loop(&mut self, LoopMark { at, head }: LoopMark) {
+        let body = Body((self.program.instructions.len() - at - 1) as u32);
+        self.push(Op::End(LoopEnd { body }));
+        self.program.instructions[at].op = Op::Loop(LoopHead { body, ..head });
+    }
+
+    /// Skips what follows, up to [`Builder::end_skip`], if the register is 0.
+    pub(crate) fn begin_skip(&mut self, reg: Reg) -> SkipMark {
+        let at = self.program.instructions.len();
+        self.push(Op::SkipIfZero(Skip { a: Source(Some(reg)), target: Distance(0) }));
+        SkipMark { at, reg }
+    }
+
+    /// Where a skip goes.
+    pub(crate) fn end_skip(&mut self, SkipMark { at, reg }: SkipMark) {
+        let target = Distance((self.program.instructions.len() - at - 1) as u32);
+        self.program.instructions[at].op = Op::SkipIfZero(Skip { a: Source(Some(reg)), target });
+    }
+
+    /// Where the program is, to come back to.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            instructions: self.program.instructions.len(),
+            op_labels: self.program.op_labels.len(),
+            counters: self.counters.clone(),
+            registers: self.registers,
+        }
+    }
+
+    /// Takes back everything since then.
+    pub(crate) fn restore(&mut self, then: Snapshot) {
+        self.program.instructions.truncate(then.instructions);
+        self.program.op_labels.truncate(then.op_labels);
+        (self.counters, self.registers) = (then.counters, then.registers);
+    }
+
+    /// Which registers are taken.
+    pub(crate) fn taken(&self) -> [Option<&'static str>; 32] {
+        self.registers
+    }
+
+    /// Gives back all registers that were not taken then.
+    pub(crate) fn give_back(&mut self, then: [Option<&'static str>; 32]) {
+        self.registers = then;
     }
 
     /// Executes the body only if the register is not 0. The body has to leave every counter as it found it.
@@ -325,11 +407,9 @@ impl Builder {
         reg: Reg,
         body: impl FnOnce(&mut Self) -> Result<(), LowerError>,
     ) -> Result<(), LowerError> {
-        let at = self.program.instructions.len();
-        self.push(Op::SkipIfZero(Skip { a: Source(Some(reg)), target: Distance(0) }));
+        let mark = self.begin_skip(reg);
         self.scope(body)?;
-        let target = Distance((self.program.instructions.len() - at - 1) as u32);
-        self.program.instructions[at].op = Op::SkipIfZero(Skip { a: Source(Some(reg)), target });
+        self.end_skip(mark);
         Ok(())
     }
 
@@ -342,6 +422,16 @@ impl Builder {
             self.release(done);
         }
         Ok(())
+    }
+
+    /// Names a part of DRAM, with contents or without.
+    pub fn segment(&mut self, segment: Segment) {
+        self.program.segments.push(segment);
+    }
+
+    /// Binds the program to a machine.
+    pub fn for_machine(&mut self, machine: &Machine) {
+        self.program.machine_hash = Some(machine.hash());
     }
 
     /// Ends the program and checks that it is one.

@@ -1,10 +1,36 @@
 //! Whole models: from a fused graph to programs for prefill and decode, and the image of weights that they read.
+//!
+//! Each op of the graph becomes instructions of its own, in the graph's order ([`ops`](self)): what an op reads and writes
+//! has a home (`homes`) in the scratchpad or, where that is too small, in DRAM, from which it passes through the scratchpad
+//! block by block (`stream`). Two ops that meet in memory are ordered by tokens (`order`, `flow`), and only those: weights of the
+//! next op come while this one computes. `weights` and `layout` say what lies where in DRAM.
+
+mod context;
+mod flow;
+mod homes;
+mod layout;
+mod ops;
+mod order;
+mod scratch;
+mod stream;
+mod vector;
+mod weights;
 
 use std::io::Write;
 
-use lapidary_compiler::ir::{DType, Graph, WeightReader};
+use lapidary_compiler::ir::{DType, Graph, Node, NodeId, WeightReader};
+use lapidary_npu_isa::address::Memory;
+use lapidary_npu_isa::choice::Type;
 use lapidary_npu_isa::{Machine, Program};
 
+use self::context::Context;
+use self::flow::{Flow, Matrix};
+use self::homes::{Homes, Room};
+use self::layout::{CALL_BYTES, Layout};
+use self::order::{Area, Space};
+use self::scratch::Scratch;
+use self::weights::Weights;
+use crate::builder::Value;
 use crate::error::LowerError;
 
 /// How long sequences and calls may be.
@@ -74,6 +100,7 @@ pub struct NpuModel {
     pub weight_bytes: u64,
     /// What it takes.
     pub summary: ModelSummary,
+    weights: Weights,
 }
 
 impl NpuModel {
@@ -87,16 +114,158 @@ impl NpuModel {
         out: &mut dyn Write,
         progress: &dyn Fn(u64),
     ) -> Result<(), LowerError> {
-        let _ = (reader, out, progress);
-        Err(LowerError::Op { label: String::new(), op: "", message: "not yet".into() })
+        self.weights.write(reader, out, progress)
     }
 }
+
+/// What reports call a node.
+fn label(node: &Node) -> &str {
+    if node.label.is_empty() { node.op.row().name } else { &node.label }
+}
+
+/// Parts of the scratchpad for values that stay there, of 16, and whether working memory is handed out in turn: tried in this
+/// order until an op's working memory suffices.
+const SPLITS: &[(u64, bool)] =
+    &[(13, true), (12, true), (10, true), (8, true), (6, true), (4, true), (2, true), (1, true), (0, true), (0, false)];
 
 /// Lowers a graph that all passes have been through.
 ///
 /// # Errors
 /// An op that the NPU cannot do, a memory of the machine that is too small.
 pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> Result<NpuModel, LowerError> {
-    let _ = (graph, machine, options);
-    Err(LowerError::Op { label: String::new(), op: "", message: "not yet".into() })
+    let (max_tokens, chunk_tokens) = (options.max_tokens, options.chunk_tokens);
+    if chunk_tokens == 0 || chunk_tokens > max_tokens {
+        return Err(LowerError::argument("chunk_tokens", format!("1 to max_tokens = {max_tokens}"), chunk_tokens));
+    }
+    let weights = Weights::new(graph, machine, max_tokens, chunk_tokens);
+    let outputs = layout::outputs(graph);
+    let layout = Layout::new(graph, &weights, &outputs, max_tokens, Room::new(chunk_tokens));
+    let entry = |tokens: u64| entry(graph, machine, &weights, &layout, max_tokens, tokens);
+    let prefill = entry(chunk_tokens)?;
+    let decode = match graph.info.why_no_decode {
+        None => Some(entry(1)?),
+        Some(_) => None,
+    };
+    let arena_bytes = prefill.arena_bytes.max(decode.as_ref().map_or(0, |d| d.arena_bytes));
+    let segments = layout.segments(machine, arena_bytes)?;
+    let finish = |entry: Entry| -> Result<(Program, Homes), LowerError> {
+        let mut builder = entry.builder;
+        segments.iter().for_each(|segment| builder.segment(segment.clone()));
+        builder.for_machine(machine);
+        Ok((builder.finish()?, entry.homes))
+    };
+    let (prefill, homes) = finish(prefill)?;
+    let mut reread: Vec<String> = homes
+        .spilled
+        .iter()
+        .map(|name| format!("{name}: does not stay in the scratchpad in prefill beside the rest"))
+        .collect();
+    reread.dedup();
+    let decode = decode.map(finish).transpose()?.map(|(program, _)| program);
+    Ok(NpuModel {
+        machine: machine.clone(),
+        max_tokens,
+        chunk_tokens,
+        prefill,
+        decode,
+        outputs,
+        weight_bytes: weights.bytes(),
+        summary: ModelSummary {
+            scratchpad_bytes: homes.scratchpad_bytes,
+            arena_bytes,
+            state_bytes: layout.state_bytes,
+            reread,
+        },
+        weights,
+    })
+}
+
+/// A program before it has its segments.
+struct Entry {
+    builder: crate::builder::Builder,
+    homes: Homes,
+    arena_bytes: u64,
+}
+
+/// The program for calls of up to `tokens` tokens.
+fn entry(
+    graph: &Graph,
+    machine: &Machine,
+    weights: &Weights,
+    layout: &Layout,
+    max_tokens: u64,
+    tokens: u64,
+) -> Result<Entry, LowerError> {
+    let room = Room::new(tokens);
+    let mut least: Option<LowerError> = None;
+    for (part, turns) in SPLITS {
+        match attempt(graph, machine, weights, layout, max_tokens, room, *part, *turns) {
+            Ok(entry) => return Ok(entry),
+            Err(error @ LowerError::TooSmall { memory: Memory::Scratchpad, .. }) => least = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(least.unwrap_or(LowerError::argument("parts of the scratchpad", "one at least", 0)))
+}
+
+#[expect(clippy::too_many_arguments, reason = "what one attempt depends on")]
+fn attempt(
+    graph: &Graph,
+    machine: &Machine,
+    weights: &Weights,
+    layout: &Layout,
+    max_tokens: u64,
+    room: Room,
+    part: u64,
+    turns: bool,
+) -> Result<Entry, LowerError> {
+    let output = |value| {
+        let at = graph.outputs.iter().position(|o| o.value == value)?;
+        Some(layout.outputs[at])
+    };
+    let homes = Homes::new(graph, room, machine.scratchpad.bytes / 16 * part, layout.arena, output)?;
+    let temporaries = (layout.arena + homes.arena_bytes).next_multiple_of(weights::ALIGN);
+    let scratch = Scratch::new(homes.scratchpad_bytes, machine.scratchpad.bytes, turns);
+    let mut flow = Flow::new(machine, scratch);
+    let [tokens, output_rows, position] = match room.tokens {
+        1 => [Value::Const(1), Value::Const(1), call(&mut flow, layout, max_tokens, room, &[2])?[0]],
+        _ => {
+            let words = call(&mut flow, layout, max_tokens, room, &[0, 1, 2])?;
+            [words[0], words[1], words[2]]
+        }
+    };
+    let cx =
+        Context { graph, weights, layout, homes: &homes, max_tokens, room, tokens, output_rows, position, temporaries };
+    for i in 0..graph.nodes.len() {
+        ops::lower(&cx, &mut flow, NodeId(i as u32))?;
+    }
+    let arena_bytes = temporaries + cx.temporary_bytes() - layout.arena;
+    Ok(Entry { builder: flow.b, homes, arena_bytes })
+}
+
+/// Words of the segment `call` in registers, which stay taken.
+fn call(
+    flow: &mut Flow<'_>,
+    layout: &Layout,
+    max_tokens: u64,
+    room: Room,
+    words: &[u64],
+) -> Result<Vec<Value>, LowerError> {
+    flow.b.op_label("call", None);
+    flow.scratch.begin_op("call");
+    let area = flow.scratch.take(CALL_BYTES)?;
+    let words_of = |area: Area| Matrix::dense(area, 1, Type::I32);
+    let from = words_of(Area::new(Space::Dram, layout.call, CALL_BYTES));
+    flow.load(&words_of(area), &from, Value::Const(4), Value::Const(1))?;
+    words
+        .iter()
+        .map(|word| {
+            let (what, max) = match word {
+                0 => ("T", room.tokens),
+                1 => ("S", room.tokens),
+                _ => ("position", max_tokens - 1),
+            };
+            Ok(Value::Reg(flow.read_word(what, &words_of(area).from_row(*word), max)?))
+        })
+        .collect()
 }
