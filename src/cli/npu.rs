@@ -75,7 +75,7 @@ pub struct ModelRun {
     /// Modules of a token for uniform and zipf:S [default: the most that the model's policy gives, k_max]
     #[arg(long, value_name = "N", requires = "routing")]
     pub modules_per_token: Option<u32>,
-    /// The call that --trace and --report show in detail, the first of its kind [default: decode if any token is decoded]
+    /// The call that --trace shows, the first of its kind [default: decode if any token is decoded]
     #[arg(long, value_enum)]
     pub observe: Option<Observe>,
     /// For a model: storage of its weights, as for `compile`

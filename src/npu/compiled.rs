@@ -77,6 +77,8 @@ pub struct Compiled {
     pub head: Head,
     /// Token ids are below this.
     pub vocab_size: u32,
+    /// Names of the domains: all or none.
+    pub domain_names: Vec<String>,
     /// Layers.
     pub num_layers: u32,
     /// Modules of a layer.
@@ -126,6 +128,7 @@ impl Compiled {
             weight_bytes: artifact.plan().weights_bytes,
             head: m.head,
             vocab_size: m.vocab_size,
+            domain_names: artifact.domain_names().iter().map(|d| d.name.to_string()).collect(),
             num_layers: m.num_layers,
             num_clusters: m.num_clusters,
             max_tokens: m.max_tokens.into(),

@@ -72,6 +72,7 @@ fn compiled(planned: &Planned, npu: &NpuModel) -> anyhow::Result<Compiled> {
             HeadKind::Embedding => Head::Embedding,
         },
         vocab_size: number("vocab_size", info.vocab_size)?,
+        domain_names: info.domain_names.clone(),
         num_layers: number("num_hidden_layers", info.num_layers)?,
         num_clusters: number("scar.num_clusters", info.num_clusters)?,
         max_tokens: npu.max_tokens,

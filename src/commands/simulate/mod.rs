@@ -4,6 +4,7 @@ mod gemm;
 mod model;
 mod print;
 mod source;
+mod visits;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -6,13 +6,16 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use lapidary_npu_isa::Program;
 use lapidary_runtime::{Tensor, Tokenizer, greedy};
+use lapidary_simulator::observe::After;
+use lapidary_simulator::report::html::{self, Details};
 use lapidary_simulator::report::summary::Summary;
+use lapidary_simulator::report::csv;
 use lapidary_simulator::report::timeline::Timeline;
 use lapidary_simulator::report::trace::ChromeTrace;
-use lapidary_simulator::report::{csv, html};
 use lapidary_simulator::{Options, Report};
 
 use super::source::Source;
+use super::visits::Visits;
 use super::{print, write};
 use crate::cli::{ModelRun, Observe, SimulateArgs};
 use crate::failure::{Unsupported, Usage};
@@ -109,6 +112,7 @@ pub fn run(args: &SimulateArgs, name: &str, options: Options, ui: &Ui) -> anyhow
         choice: choice.as_ref(),
         session,
         outcome: Outcome::default(),
+        visits: Visits::default(),
         kind: observed_kind(run, compiled, max_new(run))?,
     };
     simulation.run_observed(&inputs, ui)?;
@@ -143,7 +147,7 @@ fn max_new(run: &ModelRun) -> u64 {
     run.max_new.unwrap_or(default)
 }
 
-/// Which call traces and reports show.
+/// Which call a trace shows.
 fn observed_kind(run: &ModelRun, compiled: &Compiled, max_new: u64) -> anyhow::Result<Observe> {
     let decodes = compiled.decode.is_some() && max_new > 0;
     match run.observe {
@@ -194,14 +198,16 @@ fn inputs(run: &ModelRun, compiled: &Compiled, tokenizer: Option<&Tokenizer>) ->
     Ok(inputs)
 }
 
-/// What sees a call: a trace, a timeline, both or neither.
-type Observers<'w> = (Option<ChromeTrace<'w, &'w mut dyn Write>>, Option<Timeline>);
+type Trace<'w> = ChromeTrace<'w, &'w mut dyn Write>;
+/// What sees a call: the trace if it is the one to trace, and the timeline of all calls.
+type Observers<'o, 'w> = (Option<&'o mut Trace<'w>>, Option<After<'o, Timeline>>);
 
-/// Sees one call.
+/// Sees calls.
 struct Watch<'w> {
-    observers: Observers<'w>,
-    /// The call's, once it is over.
-    report: Option<Report>,
+    /// The call that it is of is still to come, or over.
+    trace: Option<Trace<'w>>,
+    has_traced: bool,
+    timeline: Option<Timeline>,
 }
 
 struct Simulation<'s> {
@@ -211,6 +217,8 @@ struct Simulation<'s> {
     choice: Option<&'s Choice>,
     session: Session<'s>,
     outcome: Outcome,
+    visits: Visits,
+    /// The call to trace, the first of its kind.
     kind: Observe,
 }
 
@@ -219,42 +227,51 @@ impl Simulation<'_> {
     fn run_observed(&mut self, inputs: &[Input], ui: &Ui) -> anyhow::Result<()> {
         let args = self.args;
         let timeline = args.report.is_some().then(Timeline::default);
-        let (timeline, report) = match &args.trace {
+        let timeline = match &args.trace {
             None => {
-                let mut watch = Watch { observers: (None, timeline), report: None };
+                let mut watch = Watch { trace: None, has_traced: false, timeline };
                 self.run(inputs, &mut watch, ui)?;
-                (watch.observers.1, watch.report)
+                watch.timeline
             }
             Some(path) => {
-                let mut seen = (None, None);
                 let program: &Program = match (self.kind, &self.compiled.decode) {
                     (Observe::Decode, Some(program)) => program,
                     (Observe::Decode | Observe::Prefill, _) => &self.compiled.prefill,
                 };
+                let mut seen = None;
                 write(path, |out| {
                     let trace = ChromeTrace::new(out as &mut dyn Write, program, &self.compiled.machine);
-                    let mut watch = Watch { observers: (Some(trace), timeline), report: None };
+                    let mut watch = Watch { trace: Some(trace), has_traced: false, timeline };
                     self.run(inputs, &mut watch, ui)?;
-                    let (trace, timeline) = watch.observers;
-                    trace.map(ChromeTrace::finish).transpose()?;
-                    seen = (timeline, watch.report);
+                    ensure!(
+                        watch.has_traced,
+                        "--trace: wanted a decoded token to show, found that none was decoded\nhint: --observe prefill"
+                    );
+                    watch.trace.map(ChromeTrace::finish).transpose()?;
+                    seen = watch.timeline;
                     Ok(())
                 })?;
                 seen
             }
         };
-        if (args.trace.is_some() || args.report.is_some()) && report.is_none() {
-            bail!("--trace, --report: wanted a decoded token to show, found that none was decoded\nhint: --observe prefill");
-        }
-        if let (Some(path), Some(timeline), Some(report)) = (&args.report, &timeline, &report) {
-            let call = match self.kind {
-                Observe::Prefill => "prefill",
-                Observe::Decode => "decode",
+        if let (Some(path), Some(timeline), Some(sum)) = (&args.report, &timeline, self.outcome.summary.report()) {
+            let details = Details {
+                summary: Some(&self.outcome.summary),
+                domains: Some(&self.visits.domains).filter(|domains| !domains.names.is_empty()),
+                tokens: &self.visits.tokens,
             };
-            let page = html::page(report, timeline, &format!("{}: {call}", self.compiled.model))?;
+            let page = html::page_with(sum, timeline, &self.compiled.model, &details)?;
             write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
         }
         Ok(())
+    }
+
+    /// Notes where the tokens of the last call went, if anybody will ask.
+    fn see(&mut self, ids: &[u32]) -> anyhow::Result<()> {
+        match self.args.report.is_some() && !self.args.timing_only {
+            true => self.visits.add(&self.session, self.compiled, self.tokenizer, ids),
+            false => Ok(()),
+        }
     }
 
     fn run(&mut self, inputs: &[Input], watch: &mut Watch<'_>, ui: &Ui) -> anyhow::Result<()> {
@@ -304,9 +321,9 @@ impl Simulation<'_> {
         let mut gathered: Vec<Tensor> = Vec::new();
         for chunk in input.ids.chunks(usize::try_from(compiled.chunk_tokens)?) {
             let rows = if outputs.is_some() { chunk.len() as u64 } else { 1 };
-            let call = observe(watch, self.kind == Observe::Prefill, |observer| {
-                self.session.prefill(chunk, rows, observer)
-            })?;
+            let (is_wanted, offset) = (self.kind == Observe::Prefill, self.outcome.summary.cycles());
+            let call = observe(watch, is_wanted, offset, |observer| self.session.prefill(chunk, rows, observer))?;
+            self.see(chunk)?;
             result.prefill_ms += call.report.latency_ms();
             self.outcome.add(&call)?;
             if outputs.is_some() {
@@ -360,8 +377,9 @@ impl Simulation<'_> {
             }
             result.new.push(token);
             // The last token is decoded as well, though nobody asks what would follow: its time is a token's.
-            let call =
-                observe(watch, self.kind == Observe::Decode, |observer| self.session.decode(token, observer))?;
+            let (is_wanted, offset) = (self.kind == Observe::Decode, self.outcome.summary.cycles());
+            let call = observe(watch, is_wanted, offset, |observer| self.session.decode(token, observer))?;
+            self.see(&[token])?;
             result.decode_ms += call.report.latency_ms();
             self.outcome.add(&call)?;
             bar.inc(1);
@@ -371,16 +389,15 @@ impl Simulation<'_> {
     }
 }
 
-/// Makes a call, and watches it if it is the first that is wanted.
+/// Makes a call that begins after `offset` cycles, and watches it; traces it if it is the first that is wanted.
 fn observe<'w>(
     watch: &mut Watch<'w>,
     is_wanted: bool,
-    call: impl FnOnce(&mut Option<&mut Observers<'w>>) -> anyhow::Result<Call>,
+    offset: u64,
+    call: impl FnOnce(&mut Observers<'_, 'w>) -> anyhow::Result<Call>,
 ) -> anyhow::Result<Call> {
-    let is_first = is_wanted && watch.report.is_none();
-    let called = call(&mut is_first.then_some(&mut watch.observers))?;
-    if is_first {
-        watch.report = Some(called.report.clone());
-    }
-    Ok(called)
+    let trace = watch.trace.as_mut().filter(|_| is_wanted && !watch.has_traced);
+    watch.has_traced |= is_wanted;
+    let timeline = watch.timeline.as_mut().map(|timeline| After { observer: timeline, offset });
+    call(&mut (trace, timeline))
 }
