@@ -43,9 +43,14 @@ impl Choice {
                  --record-routing FILE` records a trace"
             )))
         })?;
-        let (clusters, modules) = (compiled.num_clusters, modules_per_token.unwrap_or(compiled.most_modules()));
-        if modules > clusters {
-            bail!(Usage(format!("--modules-per-token: wanted at most {clusters}, the modules of a layer, found {modules}")));
+        // Programs have no room for more.
+        let most = compiled.most_modules();
+        let modules = modules_per_token.unwrap_or(most);
+        if modules > most {
+            bail!(Usage(format!(
+                "--modules-per-token: wanted at most {most}, what the policy of {} gives, found {modules}",
+                compiled.model
+            )));
         }
         Ok(Choice::Drawn(popularity, modules))
     }
