@@ -14,7 +14,7 @@ use lapidary_simulator::report::timeline::Timeline;
 use lapidary_simulator::report::trace::ChromeTrace;
 use lapidary_simulator::{Options, Report};
 
-use super::source::Source;
+use super::source::{self, Source};
 use super::visits::Visits;
 use super::{print, write};
 use crate::cli::{ModelRun, Observe, SimulateArgs};
@@ -86,17 +86,12 @@ impl Outcome {
 /// Runs a model or an artifact.
 pub fn run(args: &SimulateArgs, name: &str, options: Options, ui: &Ui) -> anyhow::Result<()> {
     let run = &args.model;
-    if args.timing_only && run.routing.is_none() {
-        bail!(Usage(
-            "--timing-only: wanted --routing with it, since the course of a routed model depends on where tokens go, found none\n\
-             hint: --routing uniform, zipf:S, or trace=FILE of `lapidary run --record-routing FILE`"
-                .into()
-        ));
-    }
-    if run.prompt.is_none() && run.prompts.is_none() && run.tokens.is_none() && run.input.is_none() {
-        bail!(Usage("simulate: wanted --prompt, --prompts, --tokens or --input with a model, found none of them".into()));
+    // Compiling a model takes its time; a file that is no artifact is worse than a missing option.
+    if source::is_model(name) {
+        check_usage(args)?;
     }
     let source = Source::open(args, name, ui)?;
+    check_usage(args)?;
     let compiled = &source.compiled;
     let choice = run.routing.as_ref().map(|text| Choice::parse(text, run.modules_per_token, compiled)).transpose()?;
     let tokenizer = tokenizer(run, compiled)?;
@@ -122,6 +117,22 @@ pub fn run(args: &SimulateArgs, name: &str, options: Options, ui: &Ui) -> anyhow
         write(path, |out| Ok(out.write_all(csv::by_part(sum).as_bytes())?))?;
     }
     print::outcome(args, compiled, &outcome);
+    Ok(())
+}
+
+/// Whether it is said what to run.
+fn check_usage(args: &SimulateArgs) -> anyhow::Result<()> {
+    let run = &args.model;
+    if args.timing_only && run.routing.is_none() {
+        bail!(Usage(
+            "--timing-only: wanted --routing with it, since the course of a routed model depends on where tokens go, found none\n\
+             hint: --routing uniform, zipf:S, or trace=FILE of `lapidary run --record-routing FILE`"
+                .into()
+        ));
+    }
+    if run.prompt.is_none() && run.prompts.is_none() && run.tokens.is_none() && run.input.is_none() {
+        bail!(Usage("simulate: wanted --prompt, --prompts, --tokens or --input with a model, found none of them".into()));
+    }
     Ok(())
 }
 
