@@ -42,7 +42,7 @@ stages! {
     Cluster = "cluster",
     /// Sorting tokens by module: ops `….modules.group`, and `r.group` and `r.compact` wherever they stand.
     Group = "group",
-    /// Going through the modules and gathering their tokens: `lds`, `skip_if_zero`, `v.gather` and `load.rows` of an op of modules.
+    /// Going through modules, gathering their tokens: `lds`, `skip_if_zero`, `v.gather` and `load.rows` of an op of modules.
     Gather = "gather",
     /// Adding results to their tokens: `v.scatter_add` and `store.add_rows` of an op of modules.
     Scatter = "scatter",

@@ -111,6 +111,21 @@ fn csv_has_a_line_per_class() {
 }
 
 #[test]
+fn names_with_commas_are_one_column() {
+    let text = ".op \"gate, up\", module=r1\nli r2, 20\nr.iota sp[0], count=r2\n.op \"\"\nhalt";
+    let report = run(&common::program(text), &common::ideal(&[])).report;
+    assert_eq!(csv::by_op(&report).lines().nth(1).unwrap().split(',').next(), Some("\"gate"));
+    assert!(csv::by_part(&report).contains("\n\"gate, up\",0,2,"), "{}", csv::by_part(&report));
+    assert!(csv::by_module(&report).contains("\n0,0,2,"), "{}", csv::by_module(&report));
+    // Nothing of this is routing.
+    assert_eq!(
+        (text::router(&report), csv::by_stage(&report).lines().count(), report.router().cycles),
+        (String::new(), 1, 0)
+    );
+    assert!(text::tables(&report, 9).starts_with("op "));
+}
+
+#[test]
 fn traces_are_json_and_lose_no_instruction() {
     let (program, machine) = (example("routed_ffn"), Machine::preset("edge-16").unwrap());
     let mut trace = ChromeTrace::new(Vec::new(), &program, &machine);

@@ -3,7 +3,7 @@
 use lapidary_npu_isa::Queue;
 use serde_json::{Map, Value, json};
 
-use super::summary::Summary;
+use super::summary::{Phase, Summary, TimedRun};
 use super::{Report, UNITS};
 use crate::ledger::Cause;
 use crate::tally::Share;
@@ -86,7 +86,8 @@ fn selections(report: &Report) -> Vec<Value> {
 /// both: modules of an op (`module` null: of none). Their `cycles` are those in which one of their instructions was the next to
 /// complete, and add up to the run's over ops and over parts; `unit_cycles` their instructions' time in each unit, summed.
 /// `modules[].tokens`: how often selections chose it. `routing`: what belongs to the router, in all and by stage
-/// ([`crate::RoutingStage`]). `selections`: of each op with a selection, `visits` by module, `tokens_by_count` by number of modules.
+/// ([`crate::RoutingStage`]). `selections`: of each op with a selection, `visits` by module, `tokens_by_count` by number of
+/// modules.
 pub fn to_json(report: &Report) -> Value {
     let units = UNITS.iter().map(|queue| (queue.name().to_string(), unit(report, *queue)));
     let ops: Vec<Value> = report.ops().iter().map(|(name, s)| share([("op", (*name).into())], s)).collect();
@@ -122,7 +123,7 @@ pub fn to_json(report: &Report) -> Value {
 pub fn summary_to_json(summary: &Summary) -> Value {
     let Some(report) = summary.report() else { return Value::Null };
     let ms = |cycles: u64| cycles as f64 / (report.machine.clock_mhz as f64 * 1e3);
-    let phase = |p: super::summary::Phase| {
+    let phase = |p: Phase| {
         json!({
             "phase": p.name,
             "runs": p.runs,
@@ -134,7 +135,10 @@ pub fn summary_to_json(summary: &Summary) -> Value {
             "tokens_per_second": p.tokens_per_second,
         })
     };
-    let run = |r: &super::summary::TimedRun| json!({ "phase": r.phase, "tokens": r.tokens, "cycles": r.cycles, "latency_ms": ms(r.cycles) });
+    let run = |r: &TimedRun| {
+        let (tokens, latency_ms) = (r.tokens, ms(r.cycles));
+        json!({ "phase": r.phase, "tokens": tokens, "cycles": r.cycles, "latency_ms": latency_ms })
+    };
     let mut value = to_json(report);
     if let Value::Object(fields) = &mut value {
         fields.insert("phases".into(), summary.phases().into_iter().map(phase).collect());

@@ -48,7 +48,8 @@ pub fn summary(report: &Report) -> String {
     out
 }
 
-/// Ops, modules and the router, each where there are some. Of ops and modules the `top` with most cycles; what is left is summed up.
+/// Ops, modules and the router, each where there are some. Of ops and modules the `top` with most cycles; what is left is summed
+/// up.
 pub fn tables(report: &Report, top: usize) -> String {
     let mut out = String::new();
     if !report.routing.is_empty() {

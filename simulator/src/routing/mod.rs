@@ -36,7 +36,7 @@ pub struct Call<'a> {
     /// The instruction's op label; nothing if it has none.
     pub label: &'a str,
     /// The token of the first row, counted from the start of the sequence: [`Routed::first_token`] and the rows that earlier
-    /// instructions of this label had in this run.
+    /// instructions of this label had in this run, which come in order and once each.
     pub first: u64,
     /// Tokens.
     pub rows: usize,

@@ -57,14 +57,12 @@ pub struct Flow<'m> {
     /// Working memory of the op that is being made.
     pub scratch: Scratch,
     order: Order,
-    /// Counters of pairs of queues, by who posts and who waits.
-    pairs: Vec<(Queue, Queue, Token)>,
 }
 
 impl<'m> Flow<'m> {
     /// Nothing yet.
     pub fn new(machine: &'m Machine, scratch: Scratch) -> Flow<'m> {
-        Flow { b: Builder::new(), machine, scratch, order: Order::default(), pairs: Vec::new() }
+        Flow { b: Builder::new(), machine, scratch, order: Order::default() }
     }
 
     /// Registers that are taken inside are free again behind it.
@@ -93,7 +91,6 @@ impl<'m> Flow<'m> {
         let mark = self.order.mark();
         let (order, scratch) = (self.order.clone(), self.scratch.clone());
         let snapshot = self.b.snapshot();
-        let pairs = self.pairs.len();
         self.scope(|this| {
             let (head, rd) = this.b.begin_loop(what, count, most)?;
             body(this, Value::Reg(rd))?;
@@ -102,7 +99,6 @@ impl<'m> Flow<'m> {
         })?;
         let touches = self.order.since(mark);
         self.b.restore(snapshot);
-        self.pairs.truncate(pairs);
         (self.order, self.scratch) = (order, scratch);
         self.scope(|this| {
             let (head, rd) = this.b.begin_loop(what, count, most)?;
@@ -128,22 +124,14 @@ impl<'m> Flow<'m> {
         Ok(())
     }
 
-    /// The counter from one queue to another.
-    fn pair(&mut self, from: Queue, to: Queue) -> Result<Token, LowerError> {
-        if let Some((_, _, token)) = self.pairs.iter().find(|(f, t, _)| (*f, *t) == (from, to)) {
-            return Ok(*token);
-        }
-        let token = self.b.token("the order of two queues", from, to)?;
-        self.pairs.push((from, to, token));
-        Ok(token)
-    }
-
     /// The queue waits until it may touch this; gives the tokens that its next instruction has to wait for.
     fn tokens(&mut self, queue: Queue, reads: &[Area], writes: &[Area]) -> Result<Vec<Token>, LowerError> {
         let mut tokens = Vec::new();
         for other in self.order.before(queue, reads, writes) {
-            let token = self.pair(other, queue)?;
+            let token = self.b.token("the order of two queues", other, queue)?;
             self.b.sync(other, &[], &[token]);
+            // What is posted here is waited for before anything else is posted to it.
+            self.b.release(token);
             self.order.waited(queue, other);
             tokens.push(token);
         }

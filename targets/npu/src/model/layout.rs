@@ -30,6 +30,8 @@ pub struct Layout {
     pub state_begin: u64,
     /// Its length.
     pub state_bytes: u64,
+    /// Rows of keys and of values that attention has room for in it.
+    pub state_rows: u64,
     /// Results, in the order of the graph's outputs.
     pub outputs: Vec<u64>,
     /// First byte of everything else.
@@ -88,6 +90,7 @@ impl Layout {
             state,
             state_begin,
             state_bytes,
+            state_rows: attention::state_rows(max_tokens, room),
             outputs: places,
             arena,
             segments,
