@@ -168,7 +168,7 @@ fn what_is_wrong_is_said() {
         (&["simulate", artifact, "--input", &long], 1, "wanted 1 to 16"),
         (&["simulate", artifact, "--input", &high], 1, "below 8"),
         (&["simulate", artifact, "--tokens", "3", "--machine", "mobile-64"], 1, "array, wanted 16 × 16"),
-        (&["simulate", artifact, "--tokens", "3", "--set", "scratchpad.bytes=2048", "--set", "scratchpad.banks=1"], 2, "scratchpad.bytes"),
+        (&["simulate", artifact, "--tokens", "3", "--set", "scratchpad.bytes=256"], 2, "scratchpad.bytes"),
         (&["run", artifact, "--prompt", "x"], 4, "lapidary simulate"),
         (&["bench", artifact], 4, "lapidary simulate"),
         (&["profile", artifact, "--prompt", "x"], 4, "lapidary simulate"),
