@@ -84,7 +84,10 @@ impl Options {
 pub fn cpu_target(name: &str) -> anyhow::Result<CpuTarget> {
     CpuTarget::by_name(name).ok_or_else(|| {
         let names: Vec<_> = CPU_TARGETS.iter().map(|row| row.name).collect();
-        anyhow::Error::new(Usage(format!("--target: wanted one of {}, or npu:MACHINE, found `{name}`", names.join(", "))))
+        anyhow::Error::new(Usage(format!(
+            "--target: wanted one of {}, or npu:MACHINE, found `{name}`",
+            names.join(", ")
+        )))
     })
 }
 

@@ -10,7 +10,7 @@ use ndarray::Array2;
 use ndarray_npy::NpzReader;
 use npu_artifact::{MAX_TOKENS, VOCAB, next};
 use serde_json::Value;
-use support::{lapidary, output, run};
+use support::{lapidary, output, root, run};
 
 /// Exit code and stderr.
 fn fails(args: &[&str]) -> (i32, String) {
@@ -43,8 +43,7 @@ fn prefill_in_chunks_and_greedy_decode_give_the_tokens_of_the_table() {
     let artifact = artifact.to_str().unwrap();
     let sequence = [1, 2, 3, 4, 5, 6];
     let input = ids(&folder.path().join("ids.npy"), &sequence);
-    let result =
-        simulate(&[artifact, "--input", &input, "--output", out.to_str().unwrap(), "--max-new", "3"]);
+    let result = simulate(&[artifact, "--input", &input, "--output", out.to_str().unwrap(), "--max-new", "3"]);
     let mut wanted = vec![next(6)];
     (0..2).for_each(|i| wanted.push(next(wanted[i])));
     assert_eq!(result["sequences"][0]["generated"], Value::from(wanted.clone()));
@@ -129,7 +128,11 @@ fn routing_traces_are_read_and_checked() {
     let token = |position: u32, modules: &str, gates: &str| {
         format!(r#"{{"position": {position}, "modules": {modules}, "gates": {gates}}}"#)
     };
-    let good = format!("{head}\n{}\n{}\n", token(0, "[[1], []]", "[[0.5], []]"), token(1, "[[0, 3], [2]]", "[[0.5, 0.25], [1]]"));
+    let good = format!(
+        "{head}\n{}\n{}\n",
+        token(0, "[[1], []]", "[[0.5], []]"),
+        token(1, "[[0, 3], [2]]", "[[0.5, 0.25], [1]]")
+    );
     assert_eq!(route(&good).0, 0);
     let cases = [
         (String::new(), "empty"),
@@ -207,4 +210,45 @@ fn one_program_of_an_artifact_assembles_to_its_bytes() {
     let both = run(lapidary().arg("disasm").arg(&artifact)).unwrap();
     assert!(both.contains("npu:edge-16: prefill") && both.contains("npu:edge-16: decode"));
     assert_eq!(both.matches(".op \"layers.0.table\"").count(), 2, "{both}");
+}
+
+#[test]
+fn the_bundled_model_gives_what_the_cpu_gives_and_a_recorded_routing_takes_its_cycles() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = root().join("tests/models/gem-mini");
+    let compile = |target: &str, out: &str| {
+        let options = ["--quant", "hybrid", "--max-tokens", "64", "--format", "json", "--target", target, "-o", out];
+        let text = run(lapidary().args(["-q", "compile"]).arg(&model).args(options)).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let (npu, again, cpu) = (at("npu.lapis"), at("again.lapis"), at("cpu.lapis"));
+    let summary = compile("npu:edge-32", &npu);
+    assert_eq!((&summary["schema"], &summary["target"]), (&"lapidary.compile/1".into(), &"npu:edge-32".into()));
+    assert!(summary["ops"]["npu"].as_u64().unwrap() > 50 && summary["instructions"]["decode"].as_u64().unwrap() > 100);
+    assert_eq!((&summary["predicted"]["entry"], &summary["predicted"]["tokens"]), (&"decode".into(), &1.into()));
+    assert!(summary["predicted"]["latency_ms"].as_f64().unwrap() > 0.0);
+    compile("npu:edge-32", &again);
+    assert!(std::fs::read(&npu).unwrap() == std::fs::read(&again).unwrap(), "equal input, other bytes");
+    run(lapidary().args(["inspect", &npu, "--check"])).unwrap();
+    compile("native", &cpu);
+    let (input, out, trace) =
+        (ids(&folder.path().join("ids.npy"), &[54, 321, 912, 77, 1003]), at("cpu.npz"), at("trace"));
+    run(lapidary().args(["run", &cpu, "--input", &input, "--output", &out, "--record-routing", &trace])).unwrap();
+    run(lapidary().args(["-q", "compare", &npu, "--with", &out])).unwrap();
+    // Without values but with the modules that the model chose itself: the same cycles, the same visits.
+    let with = simulate(&[&npu, "--input", &input]);
+    let without = simulate(&[&npu, "--input", &input, "--timing-only", "--routing", &format!("trace={trace}")]);
+    assert_eq!((&with["cycles"], &with["selections"]), (&without["cycles"], &without["selections"]));
+    assert!(with["routing"]["cycles_share"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn presets_are_timed_without_being_written() {
+    let timed = ["--machine", "edge-32", "--tokens", "3", "--timing-only", "--routing", "zipf:1"];
+    let result = simulate(&[&["preset:gem-tiny", "--quant", "int8"], &timed[..]].concat());
+    assert_eq!((&result["machine"], &result["model"]), (&"edge-32".into(), &"gem-tiny".into()));
+    assert_eq!((&result["routed_by"], &result["phases"][0]["tokens"]), (&"zipf:1".into(), &3.into()));
+    let few = simulate(&[&["preset:gem-tiny", "--quant", "int8", "--modules-per-token", "1"], &timed[..]].concat());
+    assert!(few["bytes"]["dram_read"].as_u64() < result["bytes"]["dram_read"].as_u64());
 }

@@ -26,8 +26,7 @@ use crate::ui::Ui;
 /// Compiles a model, or stops at a phase and prints the graph.
 pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let start = Summary::start();
-    let options =
-        Options::new(args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
+    let options = Options::new(args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     let target = Target::parse(&args.target, &args.set)?;
     match args.emit.as_str() {
         "exe" | "object" | "image" if matches!(target, Target::Npu(_)) => bail!(Unsupported(format!(
@@ -87,7 +86,8 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         }
     };
     let elapsed = start.elapsed();
-    let summary = Summary { planned: &planned, target: &target, lowered: &lowered, artifact_bytes, executable_bytes, elapsed };
+    let summary =
+        Summary { planned: &planned, target: &target, lowered: &lowered, artifact_bytes, executable_bytes, elapsed };
     match args.format {
         Format::Text => summary.print_text(),
         Format::Json => summary.print_json(),
@@ -114,7 +114,11 @@ impl Target {
             return Ok(Target::Cpu(model::cpu_target(name)?));
         };
         #[cfg(feature = "npu")]
-        return Ok(Target::Npu(Box::new(npu::machine("--target npu:MACHINE", machine.trim_start_matches(':'), overrides)?)));
+        return Ok(Target::Npu(Box::new(npu::machine(
+            "--target npu:MACHINE",
+            machine.trim_start_matches(':'),
+            overrides,
+        )?)));
         #[cfg(not(feature = "npu"))]
         return Ok(Target::Npu(format!("npu{machine}")));
     }

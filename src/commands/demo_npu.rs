@@ -49,7 +49,8 @@ pub fn run(imported: &Arc<ImportedModel>, prompt: &str, args: &DemoArgs, ui: &Ui
     let (npu, simulated) = on_npu(&planned, &lowered, &ids, &tokenizer, args, ui)?;
     let cpu = on_cpu(&planned, &ids, &tokenizer, args, ui)?;
     println!("\n   {prompt}\u{2502}{}\n", tokenizer.decode(&npu.tokens)?.replace('\n', "\n   "));
-    let rows = [npu.row(format!("  npu:{MACHINE}, {} MHz, simulated", machine.clock_mhz)), cpu.row("  this CPU".into())];
+    let rows =
+        [npu.row(format!("  npu:{MACHINE}, {} MHz, simulated", machine.clock_mhz)), cpu.row("  this CPU".into())];
     let prefill = format!(">prefill of {} ms", ids.len());
     println!("{}", table(&["", &prefill, ">decode ms/token", ">tokens/s"], rows));
     if let Some(sum) = simulated.report() {
@@ -101,13 +102,7 @@ fn on_npu(
     Ok((run, summary))
 }
 
-fn on_cpu(
-    planned: &Planned,
-    ids: &[u32],
-    tokenizer: &Tokenizer,
-    args: &DemoArgs,
-    ui: &Ui,
-) -> anyhow::Result<Run> {
+fn on_cpu(planned: &Planned, ids: &[u32], tokenizer: &Tokenizer, args: &DemoArgs, ui: &Ui) -> anyhow::Result<Run> {
     let folder = tempfile::tempdir().context("a temporary folder cannot be created")?;
     let artifact = folder.path().join("hybrid.lapis");
     planned.write(&planned.lower(&model::cpu_target("native")?)?, &artifact, ui)?;

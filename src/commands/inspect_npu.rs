@@ -61,9 +61,7 @@ pub fn to_json(compiled: &Compiled) -> Value {
             (row.name.to_string(), value)
         })
         .collect();
-    let program = |(name, program): (&str, &Program)| {
-        json!({ "name": name, "instructions": program.instructions.len(), "op_labels": program.op_labels.len() })
-    };
+    let program = |(name, program): (&str, &Program)| json!({ "name": name, "instructions": program.instructions.len(), "op_labels": program.op_labels.len() });
     let segments: Vec<Value> = segments(compiled)
         .into_iter()
         .map(|(s, programs)| {

@@ -37,7 +37,12 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
             });
             #[cfg(feature = "npu")]
             let rows = rows.chain(npus().map(|machine| {
-                vec![format!("npu:{}", machine.name()), "npu".into(), array(&machine), "see ISA.md; also npu:FILE.toml".into()]
+                vec![
+                    format!("npu:{}", machine.name()),
+                    "npu".into(),
+                    array(&machine),
+                    "see ISA.md; also npu:FILE.toml".into(),
+                ]
             }));
             println!("{}", table(&["target", "architecture", "features", "what"], rows));
         }

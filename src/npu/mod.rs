@@ -26,10 +26,10 @@ use lapidary_npu_isa::container::MAGIC;
 
 pub use compiled::Compiled;
 pub use machine::{machine, set};
+pub use routing::Choice;
 pub use session::{Call, Session};
 pub use shape::{Shape, shapes};
 pub use summary::Summary;
-pub use routing::Choice;
 pub use timing::{made_up_ids, predict};
 pub use write::{Lowered, lower, write, write_weights};
 

@@ -31,7 +31,9 @@ impl Choice {
     pub fn parse(text: &str, modules_per_token: Option<u32>, compiled: &Compiled) -> anyhow::Result<Choice> {
         if let Some(path) = text.strip_prefix("trace=") {
             if modules_per_token.is_some() {
-                bail!(Usage("--modules-per-token: wanted it with uniform or zipf:S, found a trace, which says it itself".into()));
+                bail!(Usage(
+                    "--modules-per-token: wanted it with uniform or zipf:S, found a trace, which says it itself".into()
+                ));
             }
             let place = || format!("--routing trace={path}");
             let text = ui::read_text(Path::new(path), MAX_TRACE_BYTES).with_context(place)?;
@@ -129,7 +131,8 @@ fn visits(token: &Value, compiled: &Compiled) -> anyhow::Result<Visits> {
             let number = number.with_context(|| {
                 format!("module of layer {layer}: wanted a number below {}, found {module}", compiled.num_clusters)
             })?;
-            let gate = gate.as_f64().with_context(|| format!("gate of layer {layer}: wanted a number, found {gate}"))?;
+            let gate =
+                gate.as_f64().with_context(|| format!("gate of layer {layer}: wanted a number, found {gate}"))?;
             Ok((number, gate as f32))
         };
         let modules: Vec<_> = modules.iter().zip(&gates).map(pair).collect::<anyhow::Result<_>>()?;

@@ -39,11 +39,7 @@ pub struct Session<'m> {
 
 impl<'m> Session<'m> {
     /// Without weights: they are zeros, or not known where no values are computed.
-    pub fn new(
-        compiled: &'m Compiled,
-        options: Options,
-        routing: Option<Box<dyn Routing>>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(compiled: &'m Compiled, options: Options, routing: Option<Box<dyn Routing>>) -> anyhow::Result<Self> {
         let mut device = Device::new(&compiled.machine, options);
         if compiled.weight_bytes > 0 {
             device.forget(&compiled.prefill, "weights")?;
@@ -143,9 +139,11 @@ impl<'m> Session<'m> {
     /// An output of the last call.
     pub fn output(&self, name: &str) -> anyhow::Result<Tensor> {
         let output = self.compiled.output(name);
-        let output = output.with_context(|| format!("output {name}: wanted it in {}, found none", self.compiled.model))?;
+        let output =
+            output.with_context(|| format!("output {name}: wanted it in {}, found none", self.compiled.model))?;
         let rows = output.rows_of(self.last.0, self.last.1);
-        let bytes = self.device.read(&self.compiled.prefill, &output.segment(), output.row_bytes().saturating_mul(rows))?;
+        let bytes =
+            self.device.read(&self.compiled.prefill, &output.segment(), output.row_bytes().saturating_mul(rows))?;
         let data = match output.dtype {
             Dtype::U8 => TensorData::U8(bytes),
             _ => TensorData::F32(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),

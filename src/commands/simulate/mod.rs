@@ -41,7 +41,8 @@ pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         (None, Some(shape), None) => gemm::one(args, *shape, &source::machine(args)?, options)?,
         (None, None, Some(path)) => gemm::list(args, path, &source::machine(args)?, options, ui)?,
         _ => bail!(Usage(
-            "simulate: wanted one of an artifact, a program, a model, --gemm and --gemm-csv, found none or several".into()
+            "simulate: wanted one of an artifact, a program, a model, --gemm and --gemm-csv, found none or several"
+                .into()
         )),
     }
     Ok(ExitCode::SUCCESS)
@@ -50,7 +51,9 @@ pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
 /// Runs an assembled program.
 fn assembled(args: &SimulateArgs, name: &str, program: &Program, options: Options) -> anyhow::Result<()> {
     if let Some(option) = first_option(&args.model) {
-        bail!(Usage(format!("{option}: wanted an artifact or a model to run it with, found {name}, an assembled program")));
+        bail!(Usage(format!(
+            "{option}: wanted an artifact or a model to run it with, found {name}, an assembled program"
+        )));
     }
     let machine = source::machine(args)?;
     verify(program, &machine).with_context(|| name.to_string())?;

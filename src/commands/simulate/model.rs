@@ -7,9 +7,9 @@ use anyhow::{Context, bail, ensure};
 use lapidary_npu_isa::Program;
 use lapidary_runtime::{Tensor, Tokenizer, greedy};
 use lapidary_simulator::observe::After;
+use lapidary_simulator::report::csv;
 use lapidary_simulator::report::html::{self, Details};
 use lapidary_simulator::report::summary::Summary;
-use lapidary_simulator::report::csv;
 use lapidary_simulator::report::timeline::Timeline;
 use lapidary_simulator::report::trace::ChromeTrace;
 use lapidary_simulator::{Options, Report};
@@ -131,7 +131,9 @@ fn check_usage(args: &SimulateArgs) -> anyhow::Result<()> {
         ));
     }
     if run.prompt.is_none() && run.prompts.is_none() && run.tokens.is_none() && run.input.is_none() {
-        bail!(Usage("simulate: wanted --prompt, --prompts, --tokens or --input with a model, found none of them".into()));
+        bail!(Usage(
+            "simulate: wanted --prompt, --prompts, --tokens or --input with a model, found none of them".into()
+        ));
     }
     Ok(())
 }
@@ -139,7 +141,9 @@ fn check_usage(args: &SimulateArgs) -> anyhow::Result<()> {
 /// Needed for texts, and welcome for what follows ids.
 fn tokenizer(run: &ModelRun, compiled: &Compiled) -> anyhow::Result<Option<Tokenizer>> {
     match &compiled.tokenizer {
-        Some(json) => Ok(Some(Tokenizer::from_json(json).with_context(|| format!("{}: tokenizer.json", compiled.model))?)),
+        Some(json) => {
+            Ok(Some(Tokenizer::from_json(json).with_context(|| format!("{}: tokenizer.json", compiled.model))?))
+        }
         None if run.prompt.is_some() || run.prompts.is_some() => bail!(Unsupported(format!(
             "{}: wanted a tokenizer for a text, found none\nhint: --tokens N, or --input ids=@ids.npy",
             compiled.model
@@ -186,7 +190,10 @@ fn inputs(run: &ModelRun, compiled: &Compiled, tokenizer: Option<&Tokenizer>) ->
         prefixed.collect::<anyhow::Result<Vec<_>>>().with_context(|| path.display().to_string())?
     } else if let Some(tokens) = run.tokens {
         if !(1..=longest).contains(&tokens) {
-            bail!(Usage(format!("--tokens: wanted 1 to {longest}, what {} is compiled for, found {tokens}", compiled.model)));
+            bail!(Usage(format!(
+                "--tokens: wanted 1 to {longest}, what {} is compiled for, found {tokens}",
+                compiled.model
+            )));
         }
         vec![Input { prefix: String::new(), prompt: None, ids: npu::made_up_ids(tokens, compiled.vocab_size) }]
     } else {
