@@ -242,8 +242,8 @@ fn routing_traces_hold_the_selected_modules() {
             for (layer, mask) in masks.iter().enumerate() {
                 let wanted: Vec<u64> = (0..).zip(mask.row(t)).filter(|(_, m)| **m != 0).map(|(c, _)| c).collect();
                 assert_eq!(numbers(&line["modules"][layer]), wanted, "{name}: token {t}, layer {layer}");
-                let wanted = wanted.iter().map(|c| f64::from(gates[layer][[t, *c as usize]]));
-                let found = line["gates"][layer].as_array().unwrap().iter().map(|gate| gate.as_f64().unwrap());
+                let wanted = wanted.iter().map(|c| gates[layer][[t, *c as usize]]);
+                let found = line["gates"][layer].as_array().unwrap().iter().map(|gate| gate.as_f64().unwrap() as f32);
                 assert!(found.eq(wanted), "{name}: token {t}, gates of layer {layer}");
             }
             let row = domains.row(t);
