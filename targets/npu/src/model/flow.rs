@@ -169,12 +169,17 @@ impl<'m> Flow<'m> {
     /// A word of the scratchpad into a register of the current scope; larger than `max` is a fault.
     pub fn read_word(&mut self, what: &'static str, word: &Matrix, max: u64) -> Result<Reg, LowerError> {
         let rd = self.b.reg(what)?;
+        self.read_into(rd, word, max)?;
+        Ok(rd)
+    }
+
+    /// A word of the scratchpad into a register; larger than `max` is a fault.
+    pub fn read_into(&mut self, rd: Reg, word: &Matrix, max: u64) -> Result<(), LowerError> {
         let max = u32::try_from(max).map_err(|_| LowerError::argument("largest word", "32 bits", max))?;
         self.scope(|this| {
             let load = ScalarLoad { rd: Dest(rd), src: this.sp(word.at)?, max: Bound(max) };
             this.issue(Op::Lds(load), &[word.area], &[])
-        })?;
-        Ok(rd)
+        })
     }
 
     /// A multiplication whose results go to the scratchpad, in order with all else.

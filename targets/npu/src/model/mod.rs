@@ -143,11 +143,19 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
     let weights = WeightImage::new(graph, machine, max_tokens, chunk_tokens);
     let outputs = layout::outputs(graph);
     let layout = Layout::new(graph, &weights, &outputs, max_tokens, Room::new(chunk_tokens));
-    let entry = |tokens: u64| entry(graph, machine, &weights, &layout, max_tokens, tokens);
-    let prefill = entry(chunk_tokens)?;
-    let decode = match graph.info.why_no_decode {
-        None => Some(entry(1)?),
-        Some(_) => None,
+    let entries = |machine: &Machine| -> Result<(Entry, Option<Entry>), LowerError> {
+        let entry = |tokens: u64| entry(graph, machine, &weights, &layout, max_tokens, tokens);
+        let decode = graph.info.why_no_decode.is_none().then(|| entry(1)).transpose()?;
+        Ok((entry(chunk_tokens)?, decode))
+    };
+    let (prefill, decode) = match entries(machine) {
+        Ok(entries) => entries,
+        Err(LowerError::TooSmall { what, memory: Memory::Scratchpad, .. }) => {
+            let wanted = least_scratchpad(machine, |machine| entries(machine).is_ok());
+            let (memory, found) = (Memory::Scratchpad, machine.scratchpad.bytes);
+            return Err(LowerError::TooSmall { what, memory, wanted, found });
+        }
+        Err(error) => return Err(error),
     };
     let arena_bytes = prefill.arena_bytes.max(decode.as_ref().map_or(0, |d| d.arena_bytes));
     let segments = layout.segments(machine, arena_bytes)?;
@@ -177,6 +185,29 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
         },
         image: weights,
     })
+}
+
+/// A size of the scratchpad that suffices where the machine's does not: the least one, more or less.
+fn least_scratchpad(machine: &Machine, suffices: impl Fn(&Machine) -> bool) -> u64 {
+    // Banks are multiples of 32 bytes.
+    let unit = 32 * machine.scratchpad.banks;
+    let with = |units: u64| {
+        let mut machine = machine.clone();
+        machine.scratchpad.bytes = units * unit;
+        suffices(&machine)
+    };
+    let (mut small, mut large) = (machine.scratchpad.bytes / unit, machine.scratchpad.bytes / unit * 2);
+    while !with(large) && large * unit < 1 << 30 {
+        (small, large) = (large, large * 2);
+    }
+    while large - small > (small / 64).max(1) {
+        let middle = small + (large - small) / 2;
+        match with(middle) {
+            true => large = middle,
+            false => small = middle,
+        }
+    }
+    large * unit
 }
 
 /// Values that go to DRAM in prefill, the same one of all layers together.
