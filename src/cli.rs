@@ -251,7 +251,7 @@ pub struct CompileArgs {
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// How weights, keys and values are stored: none (as in the checkpoint), fp32, fp16, int8, int4, hybrid, or a
-    /// recipe's .toml file [default: none; hybrid with --budget]
+    /// recipe's .toml file [default: none; hybrid with --budget and for an NPU]
     #[arg(long, value_name = "RECIPE")]
     pub quant: Option<String>,
     /// Most bytes that weights may take (900MB, 1.5GiB): lowers components of the recipe until they fit

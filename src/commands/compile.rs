@@ -26,8 +26,13 @@ use crate::ui::Ui;
 /// Compiles a model, or stops at a phase and prints the graph.
 pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let start = Summary::start();
-    let options = Options::new(args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     let target = Target::parse(&args.target, &args.set)?;
+    let quant = args.quant.as_deref().or(match target {
+        Target::Cpu(_) => None,
+        // An array multiplies codes.
+        Target::Npu(_) => Some("hybrid"),
+    });
+    let options = Options::new(quant, args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     match args.emit.as_str() {
         "exe" | "object" | "image" if matches!(target, Target::Npu(_)) => bail!(Unsupported(format!(
             "--emit {}: wanted lapis or ir for an NPU, which runs no program of an operating system\nhint: `lapidary simulate` runs the \

@@ -82,7 +82,8 @@ impl Source {
 
     fn compile(args: &SimulateArgs, name: &str, ui: &Ui) -> anyhow::Result<Source> {
         let run = &args.model;
-        let options = Options::new(run.quant.as_deref(), None, run.max_tokens, run.chunk_tokens)?;
+        let options =
+            Options::new(Some(run.quant.as_deref().unwrap_or("hybrid")), None, run.max_tokens, run.chunk_tokens)?;
         let planned = model::plan(model::load(name)?, options, ui)?;
         let lowered = npu::lower(&planned, &machine(args)?, ui)?;
         Ok(Source { compiled: lowered.compiled.clone(), weights: Weights::Model(Box::new((planned, lowered))) })
