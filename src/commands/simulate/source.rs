@@ -26,7 +26,7 @@ pub struct Source {
 
 enum Weights {
     /// In an artifact.
-    File(ArtifactFile),
+    File(Box<ArtifactFile>),
     /// In the model that was compiled on the way.
     Model(Box<(Planned, Lowered)>),
 }
@@ -77,7 +77,7 @@ impl Source {
         let spinner = ui.spinner("verifying");
         compiled.move_to(machine).with_context(place)?;
         spinner.finish_and_clear();
-        Ok(Source { compiled, weights: Weights::File(file) })
+        Ok(Source { compiled, weights: Weights::File(Box::new(file)) })
     }
 
     fn compile(args: &SimulateArgs, name: &str, ui: &Ui) -> anyhow::Result<Source> {

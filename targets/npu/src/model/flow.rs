@@ -32,12 +32,12 @@ impl Matrix {
     }
 
     /// From a column on.
-    pub const fn from_col(self, col: u64) -> Matrix {
+    pub const fn at_col(self, col: u64) -> Matrix {
         Matrix { at: self.at.plus((col * self.element.bytes() as u64) as i64), ..self }
     }
 
     /// From a known row on.
-    pub const fn from_row(self, row: u64) -> Matrix {
+    pub const fn row(self, row: u64) -> Matrix {
         Matrix { at: self.at.plus((row * self.stride) as i64), ..self }
     }
 

@@ -117,7 +117,7 @@ impl Homes {
             arena_bytes: 0,
             spilled: Vec::new(),
         };
-        let (mut on_chip, mut in_dram): (Vec<(Life, u64)>, Vec<(Life, u64)>) = (Vec::new(), Vec::new());
+        let (mut on_chip, mut in_dram) = (Vec::<(Life, u64)>::new(), Vec::<(Life, u64)>::new());
         for i in order {
             let life = lives[i];
             let at = first_fit(&on_chip, &life);

@@ -327,7 +327,7 @@ fn call(
                 1 => ("S", room.tokens),
                 _ => ("position", max_tokens - 1),
             };
-            Ok(Value::Reg(flow.read_word(what, &words_of(area).from_row(*word), max)?))
+            Ok(Value::Reg(flow.read_word(what, &words_of(area).row(*word), max)?))
         })
         .collect()
 }

@@ -54,7 +54,7 @@ pub(super) fn ffn(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done {
     let (list, gates) = (cx.value(cx.operand(node, 2)), cx.value(cx.operand(node, 3)));
     let pairs = cx.most_pairs(cx.operand(node, 2));
     // The more rows fit, the fewer times weights are read.
-    flow.scratch.from_begin();
+    flow.scratch.take_all();
     begin(cx, flow, id, y, rows)?;
     let input = match in_codes {
         true => Input::Codes(quantized(cx, flow, x, rows)?),
@@ -110,7 +110,7 @@ fn word_of(
     let rd = flow.b.reg(what)?;
     flow.scope(|flow| {
         let record = flow.at_row(table, Value::Reg(module), 1)?;
-        flow.read_into(rd, &record.from_col(word), max)
+        flow.read_into(rd, &record.at_col(word), max)
     })?;
     Ok(rd)
 }
