@@ -1,6 +1,6 @@
 //! NPUs, as the commands see them.
 //!
-//! * [`machine`] and [`machine_toml`]: a machine by name or file, and as text.
+//! * [`machine()`] and `machine_toml`: a machine by name or file, and as text.
 //! * [`program`]: an assembled program in a file. [`shapes`]: lists of matrix multiplications.
 //! * [`Compiled`]: a model as programs, from an artifact or just lowered; `write` makes the artifact, [`Session`] runs it in the
 //!   simulator as a host would.

@@ -3,7 +3,7 @@
 //! * [`builder`]: programs instruction by instruction, with registers and tokens by name.
 //! * [`matmul`](mod@matmul): matrix multiplication for any machine: tiles, buffers, schedule.
 //! * [`gemm`]: a program that is one matrix multiplication, its operands and its result: what `lapidary simulate --gemm` times.
-//! * [`model`]: whole models. [`reference`]: what they compute, bit for bit, as plain loops.
+//! * [`model`]: whole models. [`mod@reference`]: what they compute, bit for bit, as plain loops.
 //!
 //! Not here: what instructions are (`lapidary-npu-isa`), and how long they take (the simulator, which this crate never sees: a
 //! lowering decides by the machine's description and the formulas of `ISA.md`).
