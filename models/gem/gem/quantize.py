@@ -130,5 +130,6 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     amax = x.abs().amax(-1, keepdim=True)
     zero = amax < float(SMALLEST_AMAX)
     amax = torch.where(zero, torch.ones_like(amax), amax)
-    codes = (x * (127 / amax)).round().clamp(-127, 127)  # torch rounds half to even
+    inverse = torch.full_like(amax, 127) / amax  # 127 / amax would be reciprocal times 127, rounded twice
+    codes = (x * inverse).round().clamp(-127, 127)  # half to even
     return torch.where(zero, torch.zeros_like(codes), codes), torch.where(zero, torch.zeros_like(amax), amax / 127)
