@@ -16,7 +16,7 @@ use lapidary_npu_isa::address::Memory;
 use lapidary_npu_isa::machine::PRESETS;
 use lapidary_simulator::Report;
 use lapidary_target_npu::LowerError;
-use lapidary_target_npu::model::{ModelOutput, ModelSummary, NpuModel, OutputRows};
+use lapidary_target_npu::model::{ModelOutput, ModelSummary, NpuModel, OutputRows, WeightImage};
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::device::Device;
 use support::held::{Step, Subject, splits, with_output};
@@ -450,6 +450,7 @@ fn differences_are_found() -> Check {
         }],
         weight_bytes: 144,
         summary: ModelSummary::default(),
+        image: WeightImage::default(),
     };
     let subject = Subject { graph: &graph, source: &numbers, ids: &[3, 8, 0, 5, 5, 1, 7] };
     let wanted = subject.wanted();

@@ -131,7 +131,8 @@ fn emit(
 
     let rows = b.reg("rows of a block")?;
     let next_weights = b.reg("next weights")?;
-    let one_tile = u64::from(plan.tiling.k) == plan.operand_stride && plan.tiling.k <= plan.tiling.array_rows;
+    // A stride that is left out is the inputs of a pass.
+    let one_tile = u64::from(plan.tiling.k) == plan.operand_stride && plan.tiling.tiles_of_strip() == 1;
     let stride = match one_tile {
         true => None,
         false => Some(b.constant("stride of activations", plan.operand_stride as i64)?),

@@ -7,7 +7,7 @@ use super::flow::Matrix;
 use super::homes::{Homes, Room};
 use super::layout::Layout;
 use super::order::{Area, Space};
-use super::weights::{ALIGN, Placed, Weights};
+use super::weights::{ALIGN, Placed, WeightImage};
 use crate::builder::Value;
 use crate::error::LowerError;
 
@@ -34,8 +34,8 @@ impl Rows {
 pub struct Context<'a> {
     /// The fused graph.
     pub graph: &'a Graph,
-    /// Weights in DRAM.
-    pub weights: &'a Weights,
+    /// WeightImage in DRAM.
+    pub weights: &'a WeightImage,
     /// Where else what lies in DRAM.
     pub layout: &'a Layout,
     /// Where values are.

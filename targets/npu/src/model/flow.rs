@@ -145,6 +145,16 @@ impl<'m> Flow<'m> {
         Ok(())
     }
 
+    /// The queue's next instruction starts when all before it are done. For transfers that would take turns at different rows of
+    /// one DRAM bank, closing each other's, if the DMA's channels worked on them at a time.
+    pub fn one_by_one(&mut self, queue: Queue) -> Result<(), LowerError> {
+        let token = self.b.token("the end of what a queue did before", queue, queue)?;
+        self.b.sync(queue, &[], &[token]);
+        self.b.sync(queue, &[token], &[]);
+        self.b.release(token);
+        Ok(())
+    }
+
     /// Adds an instruction that touches this, behind everything that it meets.
     pub fn issue(&mut self, op: Op, reads: &[Area], writes: &[Area]) -> Result<(), LowerError> {
         let queue = op.row().queue;

@@ -8,7 +8,7 @@ use lapidary_npu_isa::{Machine, choice::Type};
 use super::homes::Room;
 use super::ops::attention;
 use super::order::{Area, Space};
-use super::weights::{ALIGN, Weights};
+use super::weights::{ALIGN, WeightImage};
 use super::{ModelOutput, OutputRows};
 use crate::error::LowerError;
 
@@ -41,7 +41,7 @@ pub struct Layout {
 
 impl Layout {
     /// Lays out everything but the arena.
-    pub fn new(graph: &Graph, weights: &Weights, outputs: &[ModelOutput], max_tokens: u64, room: Room) -> Layout {
+    pub fn new(graph: &Graph, weights: &WeightImage, outputs: &[ModelOutput], max_tokens: u64, room: Room) -> Layout {
         let mut end = weights.bytes();
         let mut segments = Vec::new();
         let mut add = |name: &str, address: u64, len_bytes: u64| {
@@ -56,7 +56,7 @@ impl Layout {
         let call = take(CALL_BYTES);
         add("call", call, CALL_BYTES);
         let ids = take(4 * room.rows);
-        add("ids", ids, 4 * room.rows);
+        add("ids", ids, 4 * room.tokens);
         let state_begin = take(0);
         let state: Vec<Option<Area>> = graph
             .nodes

@@ -29,7 +29,7 @@ use self::homes::{Homes, Room};
 use self::layout::{CALL_BYTES, Layout};
 use self::order::{Area, Space};
 use self::scratch::Scratch;
-use self::weights::Weights;
+pub use self::weights::WeightImage;
 use crate::builder::Value;
 use crate::error::LowerError;
 
@@ -100,7 +100,8 @@ pub struct NpuModel {
     pub weight_bytes: u64,
     /// What it takes.
     pub summary: ModelSummary,
-    weights: Weights,
+    /// What the image of weights is made of.
+    pub image: WeightImage,
 }
 
 impl NpuModel {
@@ -114,7 +115,7 @@ impl NpuModel {
         out: &mut dyn Write,
         progress: &dyn Fn(u64),
     ) -> Result<(), LowerError> {
-        self.weights.write(reader, out, progress)
+        self.image.write(reader, out, progress)
     }
 }
 
@@ -137,7 +138,7 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
     if chunk_tokens == 0 || chunk_tokens > max_tokens {
         return Err(LowerError::argument("chunk_tokens", format!("1 to max_tokens = {max_tokens}"), chunk_tokens));
     }
-    let weights = Weights::new(graph, machine, max_tokens, chunk_tokens);
+    let weights = WeightImage::new(graph, machine, max_tokens, chunk_tokens);
     let outputs = layout::outputs(graph);
     let layout = Layout::new(graph, &weights, &outputs, max_tokens, Room::new(chunk_tokens));
     let entry = |tokens: u64| entry(graph, machine, &weights, &layout, max_tokens, tokens);
@@ -176,7 +177,7 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
             state_bytes: layout.state_bytes,
             reread,
         },
-        weights,
+        image: weights,
     })
 }
 
@@ -191,7 +192,7 @@ struct Entry {
 fn entry(
     graph: &Graph,
     machine: &Machine,
-    weights: &Weights,
+    weights: &WeightImage,
     layout: &Layout,
     max_tokens: u64,
     tokens: u64,
@@ -212,7 +213,7 @@ fn entry(
 fn attempt(
     graph: &Graph,
     machine: &Machine,
-    weights: &Weights,
+    weights: &WeightImage,
     layout: &Layout,
     max_tokens: u64,
     room: Room,

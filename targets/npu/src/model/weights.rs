@@ -100,7 +100,7 @@ enum Piece {
 
 /// What lies where.
 #[derive(Clone, Debug, Default)]
-pub struct Weights {
+pub struct WeightImage {
     placed: HashMap<(WeightId, Form), Placed>,
     ropes: HashMap<(u64, u32), u64>,
     capacities: HashMap<usize, u64>,
@@ -117,10 +117,10 @@ pub fn format_of(storage: Storage) -> Option<WeightFormat> {
     }
 }
 
-impl Weights {
+impl WeightImage {
     /// Places all weights of a graph, module after module, and the tables that its ops need.
-    pub fn new(graph: &Graph, machine: &Machine, max_tokens: u64, chunk_tokens: u64) -> Weights {
-        let mut weights = Weights::default();
+    pub fn new(graph: &Graph, machine: &Machine, max_tokens: u64, chunk_tokens: u64) -> WeightImage {
+        let mut weights = WeightImage::default();
         for (at, node) in graph.nodes.iter().enumerate() {
             let fixed = node.op.num_fixed_operands();
             for operand in &node.operands[..fixed.min(node.operands.len())] {

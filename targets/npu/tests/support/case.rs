@@ -71,9 +71,9 @@ pub fn machine(settings: &[(&str, u64)]) -> Option<Machine> {
     Some(machine)
 }
 
-/// Machines of arrays up to 24 × 24 with memories from much too small to ample.
+/// Machines of arrays up to 24 × 24, sometimes taller than the groups of int4, with memories from much too small to ample.
 pub fn machines() -> impl Strategy<Value = Machine> {
-    let array = (1u64..=24, 1u64..=24);
+    let array = (prop_oneof![4 => 1u64..=24, 1 => 33u64..=160], 1u64..=24);
     let sizes = (0u64..=5, 1u64..=40, 0u64..=8, 0u64..=3);
     (array, sizes, any::<(bool, bool)>(), 1u64..=16).prop_filter_map(
         "a machine",

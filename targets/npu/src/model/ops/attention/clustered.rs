@@ -9,9 +9,9 @@ use lapidary_npu_isa::format::{RingAdmit, RingAppend};
 
 use super::super::super::flow::{Flow, Matrix};
 use super::super::known;
-use super::kept::{Choice, Source};
-use super::working::{Queries, Want, Working, attend, choose, take_resident};
-use super::{Attention, BLOCK_KEYS, Done, halves, words};
+use super::kept::{Choice, Kept, Source};
+use super::working::{Part, Queries, Want, Working, attend, choose, take_resident};
+use super::{Attention, BLOCK_KEYS, Done, halves, range, words};
 use crate::builder::{Place, Value};
 use crate::error::LowerError;
 
@@ -27,6 +27,8 @@ struct Counts {
     clusters: u64,
     /// Most keys of a query.
     most: u64,
+    /// Most of them before the window.
+    before: u64,
 }
 
 impl Counts {
@@ -34,7 +36,8 @@ impl Counts {
         let count = |name| node.attrs.int(name).min(max_tokens);
         let (window, sinks, cap) = (count("window"), count("sinks"), count("cluster_cap"));
         let most = (window + sinks + cap).min(max_tokens);
-        Counts { window, sinks, cap, clusters: node.attrs.int("num_clusters"), most }
+        let before = (sinks + cap).min(max_tokens - window);
+        Counts { window, sinks, cap, clusters: node.attrs.int("num_clusters"), most, before }
     }
 
     /// Words of a ring; without places there is none.
@@ -50,6 +53,10 @@ pub(super) fn ring_bytes(node: &Node, max_tokens: u64) -> u64 {
 }
 
 pub(super) fn lower(attention: &Attention<'_>, flow: &mut Flow<'_>) -> Done {
+    let counts = Counts::of(attention.node, attention.max_tokens());
+    if counts.before == 0 {
+        return range::lower_window(attention, flow, true, counts.window);
+    }
     let lists = Lists::take(attention, flow)?;
     match attention.rows.most {
         1 => lists.one(flow),
@@ -167,15 +174,46 @@ impl<'a> Lists<'a> {
         })
     }
 
-    fn base(&self) -> Want {
-        Want {
-            queries: 1,
-            most: self.counts.most,
-            block: self.counts.most,
-            staged: [true; 2],
-            resident: [0; 2],
-            passing: self.attention.passing(),
-        }
+    /// All keys of a query by its list.
+    fn by_list(&self) -> Want {
+        let most = self.counts.most;
+        let passing = self.attention.passing();
+        Want { queries: 1, most, block: most, fetched: most, staged: [true; 2], resident: [0; 2], passing }
+    }
+
+    /// Keys before the window by the list; those of the window are in `resident` rows.
+    fn beside_window(&self, resident: u64) -> Want {
+        let counts = &self.counts;
+        let most = counts.before + counts.window;
+        Want { most, block: most, fetched: counts.before, resident: [resident; 2], ..self.by_list() }
+    }
+
+    /// A query's keys: how many, of them before the window, of the window. Registers of the current scope.
+    fn keys(&self, flow: &mut Flow<'_>, position: Value) -> Result<[Value; 3], LowerError> {
+        let counts = &self.counts;
+        let keys = flow.read_word("keys", &self.count, counts.most)?;
+        let (before, window) = (flow.b.reg("keys before the window")?, flow.b.reg("keys of the window")?);
+        flow.b.sum(window, Place::of(position).plus(1), &[])?;
+        flow.b.arithmetic(Instruction::Min, window, window, known(counts.window))?;
+        flow.b.arithmetic(Instruction::Sub, before, keys, Value::Reg(window))?;
+        flow.b.arithmetic(Instruction::Max, before, before, Value::ZERO)?;
+        flow.b.arithmetic(Instruction::Min, before, before, known(counts.before))?;
+        Ok([keys, before, window].map(Value::Reg))
+    }
+
+    /// max(position − (window − 1), 0).
+    fn window_begin(&self, flow: &mut Flow<'_>, position: Value) -> Result<Value, LowerError> {
+        let first = flow.b.reg("first key of the window")?;
+        flow.b.sum(first, Place::of(position).plus(1 - self.counts.window as i64), &[])?;
+        flow.b.arithmetic(Instruction::Max, first, first, Value::ZERO)?;
+        Ok(Value::Reg(first))
+    }
+
+    /// Rows of keys (0) or values (1) in DRAM.
+    fn in_dram(&self, which: usize, choice: Choice, last: u64) -> Result<Source, LowerError> {
+        let a = self.attention;
+        let state = a.state.ok_or_else(|| a.cx.cannot(a.node, "state: wanted some, found none"))?;
+        Ok(Source { kept: state.kept[which], room: a.cx.layout.state_rows, choice, last })
     }
 
     /// The last place in the list at which a block begins.
@@ -183,68 +221,124 @@ impl<'a> Lists<'a> {
         self.counts.most.next_multiple_of(block) - block
     }
 
-    /// One token: its own key and value are the last of the list.
+    /// The rows that the window of the first query shows before its own come to `resident`, then the call's own behind them.
+    /// Without, only the state gets these.
+    fn begin(&self, flow: &mut Flow<'_>, resident: &[Option<Kept>; 2], window: u64) -> Done {
+        let a = self.attention;
+        flow.scope(|flow| {
+            let (first, old) = if window < a.max_tokens() {
+                let old = flow.b.reg("kept rows")?;
+                flow.b.sum(old, Place::of(a.cx.position), &[])?;
+                flow.b.arithmetic(Instruction::Min, old, old, known(window - 1))?;
+                (self.window_begin(flow, a.cx.position)?, Value::Reg(old))
+            } else {
+                (Value::ZERO, a.cx.position)
+            };
+            for (which, kept) in resident.iter().enumerate() {
+                if let Some(kept) = kept {
+                    let source = self.in_dram(which, Choice::Run(first), a.max_tokens())?;
+                    source.fetch(flow, &a.shape, kept, (Value::ZERO, 1), old)?;
+                }
+            }
+            for (which, kept) in resident.iter().enumerate() {
+                a.keep(flow, which, kept.map(|kept| (kept, old)))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// One token. Its window comes before its cluster, key and value are known.
     fn one(&self, flow: &mut Flow<'_>) -> Done {
-        self.admit(flow, Value::ZERO)?;
-        let keys = flow.read_word("keys", &self.count, self.counts.most)?;
-        let old = flow.b.reg("kept keys")?;
-        flow.b.arithmetic(Instruction::Sub, old, keys, Value::Const(1))?;
-        flow.b.arithmetic(Instruction::Max, old, old, Value::ZERO)?;
-        self.attention.one_token(flow, self.base(), Choice::List(self.list), Value::Reg(old), Value::Reg(keys))
+        let (a, list) = (self.attention, Choice::List(self.list));
+        match choose(flow, &a.shape, [self.beside_window(self.counts.window)]) {
+            Ok(want) => {
+                let resident = take_resident(flow, &a.shape, want.resident)?;
+                self.begin(flow, &resident, self.counts.window)?;
+                let working = Working::take(flow, &a.shape, want)?;
+                self.admit(flow, Value::ZERO)?;
+                self.query(flow, &working, &resident, Value::ZERO)
+            }
+            Err(LowerError::TooSmall { .. }) => {
+                self.admit(flow, Value::ZERO)?;
+                let keys = flow.read_word("keys", &self.count, self.counts.most)?;
+                let old = flow.b.reg("kept keys")?;
+                flow.b.arithmetic(Instruction::Sub, old, keys, Value::Const(1))?;
+                flow.b.arithmetic(Instruction::Max, old, old, Value::ZERO)?;
+                a.one_token(flow, self.by_list(), list, Value::Reg(old), Value::Reg(keys))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn many(&self, flow: &mut Flow<'_>) -> Done {
-        let (a, base) = (self.attention, self.base());
-        let all = a.max_tokens() - 1 + a.rows.room;
-        let blocks = halves(BLOCK_KEYS, 1).filter(|block| *block < base.most);
-        let wants = [Want { resident: [all; 2], ..base }, base]
+        let (a, counts) = (self.attention, &self.counts);
+        let all = self.all_rows();
+        let by_list = self.by_list();
+        let blocks = halves(BLOCK_KEYS, 1).filter(|block| *block < by_list.most);
+        let wants = [self.beside_window(all), self.beside_window(counts.window - 1 + a.rows.room), by_list]
             .into_iter()
-            .chain(blocks.map(|block| Want { block, ..base }));
+            .chain(blocks.map(|block| Want { block, ..by_list }));
         let want = choose(flow, &a.shape, wants)?;
         let resident = take_resident(flow, &a.shape, want.resident)?;
-        for which in [0, 1] {
-            if let (Some(kept), Some(state)) = (resident[which], a.state) {
-                let source = Source {
-                    kept: state.kept[which],
-                    room: a.cx.layout.state_rows,
-                    choice: Choice::Run(Value::ZERO),
-                    last: 0,
-                };
-                source.fetch(flow, &a.shape, &kept, (Value::ZERO, 1), a.cx.position)?;
-            }
-        }
-        for which in [0, 1] {
-            a.keep(flow, which, resident[which].map(|kept| (kept, a.cx.position)))?;
-        }
+        self.begin(flow, &resident, if want.resident[0] == all { a.max_tokens() } else { counts.window })?;
         let working = Working::take(flow, &a.shape, want)?;
-        let sources = [0, 1].map(|which| {
-            let state = a.state.map(|state| state.kept[which]);
-            let (kept, room) = match (resident[which], state) {
-                (Some(kept), _) => (kept, all),
-                (None, Some(kept)) => (kept, a.cx.layout.state_rows),
-                (None, None) => unreachable!("clustered attention keeps keys"),
-            };
-            Source { kept, room, choice: Choice::List(self.list), last: self.last(want.block) }
-        });
         self.admit(flow, Value::ZERO)?;
-        flow.repeat("token", a.rows.count, a.rows.most, |flow, token| {
-            let keys = Value::Reg(flow.read_word("keys", &self.count, self.counts.most)?);
-            let q = working.arrive(flow, &a.shape, &a.q, token, Value::Const(1))?;
-            let y = working.result(flow, &a.y, token)?;
-            let queries = Queries { q, y, rows: Value::Const(1), keys, range: None, sources, fetched: false };
-            attend(flow, &a.shape, &working, &queries, &|flow| self.admit_next(flow, token))?;
-            working.leave(flow, &a.shape, &a.y, token, Value::Const(1))
-        })?;
+        flow.repeat("token", a.rows.count, a.rows.most, |flow, token| self.query(flow, &working, &resident, token))?;
         if self.stay {
-            let all = known(self.counts.clusters * self.counts.ring_words());
+            let all = known(counts.clusters * counts.ring_words());
             flow.store(&self.kept_rings, &self.rings, all, Value::Const(1))?;
         }
         Ok(())
     }
 
+    /// Rows that stay if all do: positions at which a call begins are not known to fit its tokens.
+    fn all_rows(&self) -> u64 {
+        self.attention.max_tokens() - 1 + self.attention.rows.room
+    }
+
+    /// Token `index`, whose list is made, and the list of the next.
+    fn query(&self, flow: &mut Flow<'_>, working: &Working, resident: &[Option<Kept>; 2], index: Value) -> Done {
+        let a = self.attention;
+        let position = a.position_of(flow, index, 1)?;
+        let [keys, before, window] = self.keys(flow, position)?;
+        let want = &working.want;
+        let last = self.last(want.block.min(self.counts.most));
+        let list = Choice::List(self.list);
+        let mut listed = [self.in_dram(0, list, last)?, self.in_dram(1, list, last)?];
+        let mut parts = vec![Part { sources: listed, rows: keys }];
+        if let [Some(keys), Some(values)] = *resident {
+            let all = want.resident[0] == self.all_rows();
+            // The only token's window is all that is there.
+            let first = if all || index != Value::ZERO { self.window_begin(flow, position)? } else { Value::ZERO };
+            if let (Value::Reg(first), false) = (first, all) {
+                let begin = self.window_begin(flow, a.cx.position)?;
+                flow.b.arithmetic(Instruction::Sub, first, first, begin)?;
+                flow.b.arithmetic(Instruction::Max, first, first, Value::ZERO)?;
+                flow.b.arithmetic(Instruction::Min, first, first, known(a.rows.room - 1))?;
+            }
+            let here = |kept: Kept, choice: Choice| Source { kept, room: want.resident[0], choice, last: 0 };
+            if all {
+                listed = [here(keys, list), here(values, list)];
+            }
+            let run = Choice::Run(first);
+            parts = vec![
+                Part { sources: listed, rows: before },
+                Part { sources: [here(keys, run), here(values, run)], rows: window },
+            ];
+        }
+        let q = working.arrive(flow, &a.shape, &a.q, index, Value::Const(1))?;
+        let y = working.result(flow, &a.y, index)?;
+        let queries = Queries { q, y, rows: Value::Const(1), keys, range: None, parts: &parts, fetched: false };
+        attend(flow, &a.shape, working, &queries, &|flow| self.admit_next(flow, index))?;
+        working.leave(flow, &a.shape, &a.y, index, Value::Const(1))
+    }
+
     /// The list of the token behind this one, if there is one.
     fn admit_next(&self, flow: &mut Flow<'_>, token: Value) -> Done {
         let rows = self.attention.rows;
+        if rows.most == 1 {
+            return Ok(());
+        }
         flow.scope(|flow| {
             let token = flow.b.in_register("token", token)?;
             let next = flow.b.reg("next token")?;

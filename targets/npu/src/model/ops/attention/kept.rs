@@ -1,8 +1,8 @@
 //! Keys and values in the form in which they are kept: what is stored of a row, and how it is moved, rounded and read.
 
 use lapidary_compiler::ir::{KvStorage, Node};
-use lapidary_npu_isa::Op as Instruction;
 use lapidary_npu_isa::choice::{Broadcast, Type};
+use lapidary_npu_isa::{Op as Instruction, Queue};
 
 use super::super::super::context::Context;
 use super::super::super::flow::{Flow, Matrix};
@@ -196,6 +196,14 @@ impl Source {
         matches!(self.choice, Choice::Run(_)) && self.kept.codes.on_chip()
     }
 
+    /// Rows that have not to be fetched: registers of the current scope.
+    pub fn here(&self, flow: &mut Flow<'_>) -> Result<Kept, LowerError> {
+        match self.choice {
+            Choice::Run(first) => self.kept.at_row(flow, first, 1),
+            Choice::List(_) => Ok(self.kept),
+        }
+    }
+
     /// Chosen rows from number `index`·`size` on to the begin of `dst`.
     pub fn fetch(
         &self,
@@ -206,6 +214,9 @@ impl Source {
         rows: Value,
     ) -> Done {
         for ((to, cols), (from, _)) in dst.parts(shape).zip(self.kept.parts(shape)) {
+            if !from.on_chip() {
+                flow.one_by_one(Queue::Load)?;
+            }
             flow.scope(|flow| match self.choice {
                 Choice::Run(first) => {
                     let row = number(flow, first, index, size, self.last)?;

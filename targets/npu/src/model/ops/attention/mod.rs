@@ -1,10 +1,13 @@
 //! Attention: keys and values are kept in DRAM, and pass through the scratchpad to the queries that see them.
 //!
-//! * `kept`: rows in the form in which they are kept, and how they are moved. * `working`: a block of queries and all that they
-//!   see. * `range`, `clustered`: which keys that are.
+//! * `kept`: rows in the form in which they are kept, and how they are moved. `working`: a block of queries and what they see.
+//! * `range`, `clustered`: which keys that are.
 //!
-//! What is read of DRAM. One token (decode): of each key and value that it sees, once; its own never. More tokens: each row that
-//! they see once if all of them fit the scratchpad, otherwise once per block of queries (`range`) or query (`clustered`).
+//! What is read of DRAM: of one token (decode) each key and value that it sees, once; its own never. Of more, each row that they
+//! see once if all fit the scratchpad. Otherwise `range` reads them once per block of queries; `clustered` those of windows
+//! once and the others once per query; and if not even the window fits, all once per query, in blocks.
+//!
+//! A query of a block may not see all keys that are multiplied with: their weights are 0, and fma(0, v, t) = t of finite v.
 
 mod clustered;
 mod kept;
@@ -22,7 +25,7 @@ use super::known;
 use crate::builder::{Place, Value};
 use crate::error::LowerError;
 use kept::{Choice, Kept, Shape, Source, State, round, store};
-use working::{Queries, Want, Working, attend, choose};
+use working::{Part, Queries, Want, Working, attend, choose};
 
 type Done = Result<(), LowerError>;
 
@@ -75,9 +78,10 @@ impl<'a> Attention<'a> {
         let node = cx.node(id);
         let shape = Shape::of(cx, node)?;
         let value = |place| cx.value(cx.operand(node, place));
-        let state = cx.layout.state(id).map(|area| {
-            State::at(area.begin, cx.layout.state_rows, shape.storage, shape.kv_heads, shape.head_dim)
-        });
+        let state = cx
+            .layout
+            .state(id)
+            .map(|area| State::at(area.begin, cx.layout.state_rows, shape.storage, shape.kv_heads, shape.head_dim));
         Ok(Attention {
             cx,
             node,
@@ -144,7 +148,8 @@ impl<'a> Attention<'a> {
         let (index, rows) = (Value::ZERO, Value::Const(1));
         let q = working.arrive(flow, shape, &self.q, index, rows)?;
         let y = working.result(flow, &self.y, index)?;
-        attend(flow, shape, &working, &Queries { q, y, rows, keys, range: None, sources, fetched }, &|_| Ok(()))?;
+        let parts = &[Part { sources, rows: keys }];
+        attend(flow, shape, &working, &Queries { q, y, rows, keys, range: None, parts, fetched }, &|_| Ok(()))?;
         working.leave(flow, shape, &self.y, index, rows)
     }
 

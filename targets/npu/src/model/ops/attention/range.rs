@@ -6,7 +6,7 @@ use super::super::super::flow::{Flow, Matrix};
 use super::super::super::stream::Block;
 use super::super::known;
 use super::kept::{Choice, Kept, Source};
-use super::working::{Queries, Want, Working, attend, choose, take_resident};
+use super::working::{Part, Queries, Want, Working, attend, choose, take_resident};
 use super::{Attention, BLOCK_KEYS, Done, halves};
 use crate::builder::{Place, Value};
 use crate::error::LowerError;
@@ -17,7 +17,18 @@ const QUERIES: u64 = 16;
 const QUERIES_THAT_FETCH: u64 = 64;
 
 pub(super) fn lower(attention: &Attention<'_>, flow: &mut Flow<'_>) -> Done {
-    let range = Range::of(attention);
+    let attrs = &attention.node.attrs;
+    let window = match attrs.int("window") {
+        0 => attention.max_tokens(),
+        window => window,
+    };
+    lower_window(attention, flow, attrs.flag("causal"), window)
+}
+
+/// With a window that is all a query sees; not causal, it sees all.
+pub(super) fn lower_window(attention: &Attention<'_>, flow: &mut Flow<'_>, causal: bool, window: u64) -> Done {
+    let max_tokens = attention.max_tokens();
+    let range = Range { attention, causal, window: window.min(max_tokens), windowed: window < max_tokens };
     match (range.causal, attention.rows.most) {
         (true, 1) => range.one(flow),
         _ => range.many(flow),
@@ -40,15 +51,7 @@ struct Seen {
     range: Option<(Value, Value)>,
 }
 
-impl<'a> Range<'a> {
-    fn of(attention: &'a Attention<'a>) -> Range<'a> {
-        let (attrs, max_tokens) = (&attention.node.attrs, attention.max_tokens());
-        let window = attrs.int("window");
-        let windowed = window > 0 && window < max_tokens;
-        let window = if windowed { window } else { max_tokens };
-        Range { attention, causal: attrs.flag("causal"), window, windowed }
-    }
-
+impl Range<'_> {
     /// Most keys that so many queries see.
     fn most(&self, queries: u64) -> u64 {
         match (self.causal, self.windowed) {
@@ -94,6 +97,7 @@ impl<'a> Range<'a> {
             queries: 1,
             most,
             block: most,
+            fetched: most,
             staged: [true; 2],
             resident: [0; 2],
             passing: a.passing(),
@@ -124,8 +128,8 @@ impl<'a> Range<'a> {
             let y = working.result(flow, &a.y, block.index)?;
             let seen = self.seen(flow, block, want.queries)?;
             let sources = self.sources(flow, &resident, &seen, want)?;
-            let queries =
-                Queries { q, y, rows: block.rows, keys: seen.keys, range: seen.range, sources, fetched: false };
+            let parts = &[Part { sources, rows: seen.keys }];
+            let queries = Queries { q, y, rows: block.rows, keys: seen.keys, range: seen.range, parts, fetched: false };
             attend(flow, &a.shape, &working, &queries, &|_| Ok(()))?;
             working.leave(flow, &a.shape, &a.y, block.index, block.rows)
         })
@@ -171,7 +175,15 @@ impl<'a> Range<'a> {
                 (true, false) => self.window - 1 + room.max(block),
             };
             let resident = here.map(|here| if here { 0 } else { rows });
-            wants.push(Want { queries, most, block, staged: [false; 2], resident, passing: a.passing() });
+            wants.push(Want {
+                queries,
+                most,
+                block,
+                fetched: most,
+                staged: [false; 2],
+                resident,
+                passing: a.passing(),
+            });
         }
         let staged = here.map(|here| !here);
         let fetching = if self.windowed { QUERIES } else { QUERIES_THAT_FETCH };
@@ -182,7 +194,15 @@ impl<'a> Range<'a> {
             let largest = if self.causal { BLOCK_KEYS } else { BLOCK_KEYS.min(room) };
             let blocks = halves(largest, least).filter(|block| *block < most);
             for block in std::iter::once(most).chain(blocks) {
-                wants.push(Want { queries, most, block, staged, resident: [0; 2], passing: a.passing() });
+                wants.push(Want {
+                    queries,
+                    most,
+                    block,
+                    fetched: most,
+                    staged,
+                    resident: [0; 2],
+                    passing: a.passing(),
+                });
             }
         }
         wants

@@ -7,7 +7,7 @@ use super::super::super::context::Rows;
 use super::super::super::flow::{Flow, Matrix};
 use super::super::known;
 use super::Done;
-use super::kept::{Choice, Kept, Shape, Source, widen};
+use super::kept::{Kept, Shape, Source, widen};
 use crate::builder::{Place, Value};
 use crate::error::LowerError;
 
@@ -20,6 +20,8 @@ pub(super) struct Want {
     pub most: u64,
     /// Keys at a time: all, or a power of two.
     pub block: u64,
+    /// Most keys that are fetched, of all.
+    pub fetched: u64,
     /// Whether keys, values are fetched block by block.
     pub staged: [bool; 2],
     /// Rows of keys, of values that stay for the whole call.
@@ -50,8 +52,7 @@ pub(super) fn take_resident(
     shape: &Shape,
     rows: [u64; 2],
 ) -> Result<[Option<Kept>; 2], LowerError> {
-    let [keys, values] =
-        rows.map(|rows| if rows > 0 { shape.take(flow, rows).map(Some) } else { Ok(None) });
+    let [keys, values] = rows.map(|rows| if rows > 0 { shape.take(flow, rows).map(Some) } else { Ok(None) });
     Ok([keys?, values?])
 }
 
@@ -97,7 +98,7 @@ impl Working {
         let passing = [row(want.passing[0])?, row(want.passing[1])?];
         let any = want.staged[0] || want.staged[1];
         let [keys, values] = want.staged.map(|staged| match staged || (blocks && any) {
-            true => shape.take(flow, block.min(most)).map(Some),
+            true => shape.take(flow, block.min(want.fetched)).map(Some),
             false => Ok(None),
         });
         let stored = [keys?, values?];
@@ -151,9 +152,18 @@ impl Working {
     }
 }
 
+/// Keys and values one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// Keys, values.
+    pub sources: [Source; 2],
+    /// How many.
+    pub rows: Value,
+}
+
 /// A block of queries and what they see.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Queries {
+pub(super) struct Queries<'a> {
     /// They themselves.
     pub q: Matrix,
     /// Where their results go.
@@ -164,8 +174,8 @@ pub(super) struct Queries {
     pub keys: Value,
     /// The first of them that query 0 sees, and the first that it does not see any more: one further on for each query.
     pub range: Option<(Value, Value)>,
-    /// Keys and values.
-    pub sources: [Source; 2],
+    /// In what parts, ascending: only one if keys come in blocks, and only the first is fetched.
+    pub parts: &'a [Part],
     /// Whether those that have to be fetched are there already.
     pub fetched: bool,
 }
@@ -175,38 +185,48 @@ pub(super) fn attend(
     flow: &mut Flow<'_>,
     shape: &Shape,
     working: &Working,
-    queries: &Queries,
+    queries: &Queries<'_>,
     behind_fetch: &dyn Fn(&mut Flow<'_>) -> Done,
 ) -> Done {
     let at_once = working.at_once();
     if at_once {
-        for (source, stored) in queries.sources.iter().zip(&working.stored) {
-            if let (Some(stored), false) = (stored, queries.fetched) {
-                source.fetch(flow, shape, stored, (Value::ZERO, 1), queries.keys)?;
+        for part in queries.parts {
+            for (source, stored) in part.sources.iter().zip(&working.stored) {
+                if let (Some(stored), false, false) = (stored, queries.fetched, source.is_here()) {
+                    source.fetch(flow, shape, stored, (Value::ZERO, 1), part.rows)?;
+                }
             }
         }
         behind_fetch(flow)?;
     }
-    working.each_block(flow, shape, queries, 0, &|flow, keys, scores, rows, _| {
-        dots(flow, shape, working, queries, keys, scores, rows)
-    })?;
+    working.each_part(flow, shape, queries, 0, &|flow, block| dots(flow, shape, working, queries, block))?;
     weights(flow, shape, working, queries)?;
-    if working.in_blocks(queries, 1) {
+    if queries.parts.iter().any(|part| working.in_blocks(part, 1)) {
         flow.fill(&queries.y, shape.heads * shape.head_dim, queries.rows, Value::ZERO)?;
     }
-    working.each_block(flow, shape, queries, 1, &|flow, values, weights, rows, accumulate| {
-        sums(flow, shape, working, queries, values, weights, rows, accumulate)
-    })?;
+    working.each_part(flow, shape, queries, 1, &|flow, block| sums(flow, shape, working, queries, block))?;
     if at_once { Ok(()) } else { behind_fetch(flow) }
 }
 
-/// What is done with a block of keys or values: they, the columns of scores that are theirs, how many, whether there are more.
-type Compute<'a> = dyn Fn(&mut Flow<'_>, &Matrix, &Matrix, Value, bool) -> Done + 'a;
+/// Keys or values that are multiplied with.
+struct KeyBlock {
+    /// They.
+    floats: Matrix,
+    /// Scores from their columns on.
+    scores: Matrix,
+    /// How many.
+    rows: Value,
+    /// Whether results are added to others.
+    accumulate: bool,
+}
+
+/// What is done with a block.
+type Compute<'a> = dyn Fn(&mut Flow<'_>, &KeyBlock) -> Done + 'a;
 
 impl Working {
     /// Whether keys (0) or values (1) come in more than one block.
-    fn in_blocks(&self, queries: &Queries, which: usize) -> bool {
-        !self.at_once() && (self.wide.is_some() || !queries.sources[which].is_here())
+    fn in_blocks(&self, part: &Part, which: usize) -> bool {
+        !self.at_once() && (self.wide.is_some() || !part.sources[which].is_here())
     }
 
     /// Rows as they are multiplied with.
@@ -232,35 +252,45 @@ impl Working {
         }
     }
 
-    fn each_block(
+    fn each_part(
         &self,
         flow: &mut Flow<'_>,
         shape: &Shape,
-        queries: &Queries,
+        queries: &Queries<'_>,
         which: usize,
         compute: &Compute<'_>,
     ) -> Done {
-        let (source, keys) = (&queries.sources[which], queries.keys);
-        let block = self.want.block;
-        let here = |flow: &mut Flow<'_>, index: Value| match source.choice {
-            Choice::Run(first) => source.kept.at_row(flow, first, 1)?.at_row(flow, index, block),
-            Choice::List(_) => Ok(source.kept),
-        };
-        if !self.in_blocks(queries, which) {
-            return flow.scope(|flow| {
-                let kept = match (source.is_here(), self.stored[which]) {
-                    (false, Some(stored)) => stored,
-                    _ => here(flow, Value::ZERO)?,
-                };
-                let rows = self.floats(flow, shape, &kept, keys)?;
-                compute(flow, &rows, &self.scores, keys, false)
-            });
+        let mut before: Option<Value> = None;
+        for part in queries.parts {
+            if self.in_blocks(part, which) {
+                self.each_block(flow, shape, part, which, compute)?;
+            } else {
+                flow.scope(|flow| {
+                    let source = &part.sources[which];
+                    let kept = match self.stored[which] {
+                        Some(stored) if !source.is_here() => stored,
+                        _ => source.here(flow)?,
+                    };
+                    let scores = match before {
+                        None => self.scores,
+                        Some(column) => flow.moved(&self.scores, column, 4)?,
+                    };
+                    let floats = self.floats(flow, shape, &kept, part.rows)?;
+                    compute(flow, &KeyBlock { floats, scores, rows: part.rows, accumulate: before.is_some() })
+                })?;
+            }
+            before = Some(part.rows);
         }
+        Ok(())
+    }
+
+    fn each_block(&self, flow: &mut Flow<'_>, shape: &Shape, part: &Part, which: usize, compute: &Compute<'_>) -> Done {
+        let (source, block) = (&part.sources[which], self.want.block);
         let one = |flow: &mut Flow<'_>, kept: &Kept, index: Value, rows: Value| {
             flow.scope(|flow| {
-                let columns = self.columns_of(flow, index)?;
+                let scores = self.columns_of(flow, index)?;
                 let floats = self.floats(flow, shape, kept, rows)?;
-                compute(flow, &floats, &columns, rows, true)
+                compute(flow, &KeyBlock { floats, scores, rows, accumulate: true })
             })
         };
         match self.stored {
@@ -268,14 +298,14 @@ impl Working {
                 let fetch = |flow: &mut Flow<'_>, at: usize, index: Value, rows: Value| {
                     source.fetch(flow, shape, if at == 0 { &even } else { &odd }, (index, block), rows)
                 };
-                self.in_turns(flow, keys, &fetch, &|flow, at, index, rows| {
+                self.in_turns(flow, part.rows, &fetch, &|flow, at, index, rows| {
                     one(flow, if at == 0 { &even } else { &odd }, index, rows)
                 })
             }
             _ => {
-                let rows = Rows { count: keys, most: self.want.most, room: self.columns };
+                let rows = Rows { count: part.rows, most: self.want.most, room: self.columns };
                 flow.blocks(rows, block, |flow, b| {
-                    let kept = here(flow, b.index)?;
+                    let kept = source.here(flow)?.at_row(flow, b.index, block)?;
                     one(flow, &kept, b.index, b.rows)
                 })
             }
@@ -332,25 +362,17 @@ impl Working {
     }
 }
 
-/// scores\[h, i, n\] = dot(q\[i\] of head h, key n).
-fn dots(
-    flow: &mut Flow<'_>,
-    shape: &Shape,
-    working: &Working,
-    queries: &Queries,
-    keys: &Matrix,
-    scores: &Matrix,
-    rows: Value,
-) -> Done {
-    for part in Part::all(shape, working, queries) {
-        let keys = keys.from_col(part.kv_head * shape.head_dim);
-        flow.dot_rows(&scores.from_row(part.score), &part.of(&queries.q), &keys, shape.head_dim, part.rows, rows)?;
+/// scores\[h, i, n\] = dot(q\[i\] of head h, key n). They are never added to others.
+fn dots(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Queries<'_>, block: &KeyBlock) -> Done {
+    for head in Heads::all(shape, working, queries) {
+        let (keys, scores) = (block.floats.from_col(head.key_column), block.scores.from_row(head.score));
+        flow.dot_rows(&scores, &head.of(&queries.q), &keys, shape.head_dim, head.rows, block.rows)?;
     }
     Ok(())
 }
 
 /// Scores become weights.
-fn weights(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Queries) -> Done {
+fn weights(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Queries<'_>) -> Done {
     let (scores, scale) = (&working.scores, Some(shape.scale));
     if working.want.queries == 1 {
         return flow.softmax(scores, scores, queries.keys, known(shape.heads), scale, None);
@@ -363,27 +385,19 @@ fn weights(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Quer
 }
 
 /// y\[i\] of head h = (y\[i\] of head h +) Σ_n weights\[h, i, n\] · value n. Weights of keys that a query does not see are 0.
-#[expect(clippy::too_many_arguments, reason = "operands of the instruction")]
-fn sums(
-    flow: &mut Flow<'_>,
-    shape: &Shape,
-    working: &Working,
-    queries: &Queries,
-    values: &Matrix,
-    weights: &Matrix,
-    rows: Value,
-    accumulate: bool,
-) -> Done {
-    for part in Part::all(shape, working, queries) {
-        let (weights, values) = (weights.from_row(part.score), values.from_col(part.kv_head * shape.head_dim));
-        flow.mix_rows(&part.of(&queries.y), &weights, &values, shape.head_dim, part.rows, rows, accumulate)?;
+fn sums(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Queries<'_>, block: &KeyBlock) -> Done {
+    for head in Heads::all(shape, working, queries) {
+        let (values, weights) = (block.floats.from_col(head.key_column), block.scores.from_row(head.score));
+        let y = head.of(&queries.y);
+        flow.mix_rows(&y, &weights, &values, shape.head_dim, head.rows, block.rows, block.accumulate)?;
     }
     Ok(())
 }
 
 /// Rows of queries that one instruction computes: all of a head, or of one query all heads of a key head.
-struct Part {
-    kv_head: u64,
+struct Heads {
+    /// First column of keys and values.
+    key_column: u64,
     /// First row of scores.
     score: u64,
     /// First column of queries and results.
@@ -393,13 +407,13 @@ struct Part {
     rows: Value,
 }
 
-impl Part {
-    fn all(shape: &Shape, working: &Working, queries: &Queries) -> Vec<Part> {
+impl Heads {
+    fn all(shape: &Shape, working: &Working, queries: &Queries<'_>) -> Vec<Heads> {
         let (size, head_dim, group) = (working.want.queries, shape.head_dim, shape.group());
         match size {
             1 => (0..shape.kv_heads)
-                .map(|kv_head| Part {
-                    kv_head,
+                .map(|kv_head| Heads {
+                    key_column: kv_head * head_dim,
                     score: kv_head * group,
                     column: kv_head * group * head_dim,
                     stride: Some(4 * head_dim),
@@ -407,8 +421,8 @@ impl Part {
                 })
                 .collect(),
             _ => (0..shape.heads)
-                .map(|head| Part {
-                    kv_head: head / group,
+                .map(|head| Heads {
+                    key_column: head / group * head_dim,
                     score: head * size,
                     column: head * head_dim,
                     stride: None,
