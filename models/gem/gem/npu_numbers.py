@@ -41,8 +41,8 @@ def row_sum(x: Tensor) -> Tensor:
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """a, b [..., n] → Σ_j a_j·b_j [...] by the rule of sums with fma."""
     p = torch.zeros(())
-    for x, y in zip(_pieces(a), _pieces(b)):
-        p = fma(x, y, p)
+    for product in _pieces(a.double() * b.double()):  # exact in double, as in fma
+        p = (product + p).float()
     return _fold(p)
 
 
@@ -133,6 +133,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def mix(weights: Tensor, rows: Tensor) -> Tensor:
     """weights [..., n], rows [..., n, m] → [..., m]: t = fma(weight, row, t) from 0, row after row."""
     t = torch.zeros(())
-    for w, row in zip(weights.unbind(-1), rows.unbind(-2)):
-        t = fma(w[..., None], row, t)
+    for product in (weights[..., None].double() * rows.double()).unbind(-2):  # exact in double, as in fma
+        t = (product + t).float()
     return t
