@@ -102,7 +102,8 @@ def _error(x: np.ndarray, amax: np.ndarray, scales: np.ndarray, low: int, high: 
     e = x * _inverse(scales) - _codes(x, scales, low, high)
     unit = scales / np.maximum(amax, SMALLEST_AMAX)
     whole = x * _inverse(np.maximum(amax, SMALLEST_AMAX))
-    return np.where(_inverse(scales)[:, 0] == 0, _sum(whole * whole), _sum(e * e) * (unit * unit))
+    with np.errstate(over="ignore", invalid="ignore"):  # a scale that is far too small loses, as ∞ or NaN
+        return np.where(_inverse(scales)[:, 0] == 0, _sum(whole * whole), _sum(e * e) * (unit * unit))
 
 
 def _least_squares(x: np.ndarray, scales: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -229,10 +229,14 @@ fn compare(
 
 /// A prompt and its continuation in one piece through the reference interpreter.
 fn interpreted(prompt: usize) -> Check {
-    let (lowered, wanted) = (&*LOWERED, &STORED.prompts[prompt]);
+    interpreted_as(&LOWERED.graph, prompt)
+}
+
+fn interpreted_as(graph: &Graph, prompt: usize) -> Check {
+    let wanted = &STORED.prompts[prompt];
     let mut ids = wanted.ids.clone();
     ids.extend(&wanted.greedy[..wanted.greedy.len() - 1]);
-    let interpreter = reference::interpreter(&lowered.graph, &*lowered.model.source);
+    let interpreter = reference::interpreter(graph, &*LOWERED.model.source);
     let outputs = interpreter.run(&ids, wanted.greedy.len()).map_err(|e| e.to_string())?;
     let logits = outputs.get("logits").ok_or("logits: wanted some, found none")?;
     let row = |step: usize| Ok(logits.f32s()[step * logits.cols()..(step + 1) * logits.cols()].to_vec());
@@ -290,8 +294,20 @@ fn weights() -> Check {
     }
 }
 
+/// Domain modules of eight bits instead of four are found: by the mean, or by a token.
+fn another_recipe_is_found() -> Check {
+    let graph = LOWERED.model.fused(Builtin::Int8, MAX_TOKENS);
+    match interpreted_as(&graph, 1) {
+        Err(e) if ["wanted a mean", "wanted token"].iter().any(|w| e.message().is_some_and(|m| m.contains(w))) => Ok(()),
+        other => Err(format!("wanted a difference, found {other:?}").into()),
+    }
+}
+
 fn main() {
-    let mut cases = vec![Trial::test("weights", weights)];
+    let mut cases = vec![
+        Trial::test("weights", weights),
+        Trial::test("harness/another-recipe-is-found", another_recipe_is_found),
+    ];
     for prompt in 0..PROMPTS {
         let sampled = prompt % SAMPLE_STEP == 0;
         let steps = if full() { usize::MAX } else { SAMPLE_TOKENS };
