@@ -11,6 +11,8 @@
 //!
 //! A plain `cargo test` simulates some prompts for a few tokens; `LAPIDARY_TEST=full` all 64 for all 64 tokens.
 
+#![allow(clippy::print_stdout, reason = "the last lines say how much was compared")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -142,15 +144,14 @@ impl Distance {
         self.sum += off;
         self.elems += 1;
         self.equal += usize::from(wanted.to_bits() == found.to_bits());
-        // Not a number counts as farthest.
-        self.largest = if off <= self.largest { self.largest } else { off };
+        self.largest = self.largest.max(off);
     }
 
     fn merge(&mut self, other: Distance) {
         self.sum += other.sum;
         self.elems += other.elems;
         self.equal += other.equal;
-        self.largest = if other.largest <= self.largest { self.largest } else { other.largest };
+        self.largest = self.largest.max(other.largest);
     }
 
     fn mean(&self) -> f64 {
@@ -195,6 +196,9 @@ fn compare(
     let mut same = 0;
     for step in 0..steps {
         let found = row(step).map_err(|e| format!("step {step}: {e}"))?;
+        if found.len() != wanted.logits.len() {
+            return Err(format!("step {step}: wanted {} logits, found {}", wanted.logits.len(), found.len()).into());
+        }
         if step == 0 {
             wanted.logits.iter().zip(&found).for_each(|(w, f)| distance.add(*w, *f));
         }
@@ -203,17 +207,16 @@ fn compare(
         }
         let (token, margin) = (best(&found), wanted.margins[step]);
         if token != wanted.greedy[step] {
-            // A comparison that is false of what is not a number.
-            if !(margin < TIE) {
-                let wanted = wanted.greedy[step];
-                return Err(format!("step {step}: wanted token {wanted} (by {margin:.2e}), found {token}").into());
+            if margin < TIE {
+                break;
             }
-            break;
+            let wanted = wanted.greedy[step];
+            return Err(format!("step {step}: wanted token {wanted} (by {margin:.2e}), found {token}").into());
         }
         same += 1;
     }
-    // Not a number is no mean.
-    if !(distance.mean() <= MEAN) {
+    let is_near = distance.mean() <= MEAN; // what is not a number is not
+    if !is_near {
         return Err(format!("{distance}, wanted a mean of at most {MEAN:e}").into());
     }
     let mut totals = TOTALS.lock().unwrap_or_else(|e| e.into_inner());
@@ -298,16 +301,16 @@ fn weights() -> Check {
 fn another_recipe_is_found() -> Check {
     let graph = LOWERED.model.fused(Builtin::Int8, MAX_TOKENS);
     match interpreted_as(&graph, 1) {
-        Err(e) if ["wanted a mean", "wanted token"].iter().any(|w| e.message().is_some_and(|m| m.contains(w))) => Ok(()),
+        Err(e) if ["wanted a mean", "wanted token"].iter().any(|w| e.message().is_some_and(|m| m.contains(w))) => {
+            Ok(())
+        }
         other => Err(format!("wanted a difference, found {other:?}").into()),
     }
 }
 
 fn main() {
-    let mut cases = vec![
-        Trial::test("weights", weights),
-        Trial::test("harness/another-recipe-is-found", another_recipe_is_found),
-    ];
+    let mut cases =
+        vec![Trial::test("weights", weights), Trial::test("harness/another-recipe-is-found", another_recipe_is_found)];
     for prompt in 0..PROMPTS {
         let sampled = prompt % SAMPLE_STEP == 0;
         let steps = if full() { usize::MAX } else { SAMPLE_TOKENS };
