@@ -1,10 +1,16 @@
 //! The command line.
 
+#[cfg(feature = "npu")]
+mod npu;
+
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use lapidary_kernels::{QuantLayout, WeightType};
 use lapidary_runtime::SamplerOptions;
+
+#[cfg(feature = "npu")]
+pub use npu::{AsmArgs, ModelRun, Observe, SimulateArgs};
 
 /// Compiles sparse routed language models to native code and runs them.
 #[derive(Parser)]
@@ -101,7 +107,7 @@ pub enum Command {
     /// Shows an artifact's code: each instruction, the op it comes from, what it calls and reads
     #[cfg(feature = "compiler")]
     Disasm(DisasmArgs),
-    /// Runs an NPU program: values and cycles
+    /// Runs a model compiled for an NPU, or an NPU program, in the simulator: values and cycles
     #[cfg(feature = "npu")]
     Simulate(SimulateArgs),
     /// Assembles an NPU program from text
@@ -235,14 +241,17 @@ pub struct DemoArgs {
 pub struct CompileArgs {
     /// A GEM folder (config.json, *.safetensors, tokenizer.json), a .lir file, or preset:NAME
     pub model: String,
-    /// What to compile for, see `lapidary targets`
+    /// What to compile for, see `lapidary targets`: a CPU, or npu:MACHINE (edge-16, edge-32, mobile-64, or a .toml file)
     #[arg(long, default_value = "native")]
     pub target: String,
+    /// Overrides an entry of the NPU's machine; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
     /// The file to write [default: MODEL's name with .lapis, or without an extension for an executable]
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// How weights, keys and values are stored: none (as in the checkpoint), fp32, fp16, int8, int4, hybrid, or a
-    /// recipe's .toml file [default: none; hybrid with --budget]
+    /// recipe's .toml file [default: none; hybrid with --budget and for an NPU]
     #[arg(long, value_name = "RECIPE")]
     pub quant: Option<String>,
     /// Most bytes that weights may take (900MB, 1.5GiB): lowers components of the recipe until they fit
@@ -435,58 +444,6 @@ pub struct DisasmArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-}
-
-/// `simulate`.
-#[cfg(feature = "npu")]
-#[derive(Args)]
-pub struct SimulateArgs {
-    /// An assembled program
-    pub program: Option<PathBuf>,
-    /// Times a matrix multiplication instead, as every one of a model is lowered: int8 × int8, M rows of K inputs to N outputs
-    #[arg(long, value_name = "M,N,K", conflicts_with_all = ["program", "gemm_csv"])]
-    pub gemm: Option<crate::npu::Shape>,
-    /// Times a list of them: a line M,N,K each
-    #[arg(long, value_name = "FILE", conflicts_with = "program")]
-    pub gemm_csv: Option<PathBuf>,
-    /// The machine
-    #[arg(long, value_name = "NAME|FILE.toml", default_value = "edge-32")]
-    pub machine: String,
-    /// Overrides an entry of the machine; may be given several times
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Cycles without values; programs whose course depends on computed values are refused
-    #[arg(long)]
-    pub timing_only: bool,
-    /// Writes what each unit did when, as Chrome trace events (ui.perfetto.dev)
-    #[arg(long, value_name = "OUT.json")]
-    pub trace: Option<PathBuf>,
-    /// Writes a page with timeline, roofline, stalls and memory over time
-    #[arg(long, value_name = "OUT.html")]
-    pub report: Option<PathBuf>,
-    /// Writes a table by class of instructions
-    #[arg(long, value_name = "OUT.csv")]
-    pub csv: Option<PathBuf>,
-    /// Output format
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
-}
-
-/// `asm`.
-#[cfg(feature = "npu")]
-#[derive(Args)]
-pub struct AsmArgs {
-    /// The program's text
-    pub source: PathBuf,
-    /// The file to write
-    #[arg(short, long, value_name = "OUT.npu")]
-    pub output: PathBuf,
-    /// Verify the program for this machine: tokens, races, bounds, loops
-    #[arg(long, value_name = "NAME|FILE.toml")]
-    pub machine: Option<String>,
-    /// Overrides an entry of the machine; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", requires = "machine")]
-    pub set: Vec<String>,
 }
 
 /// How to look into an artifact: options of `inspect` and of self-contained executables.

@@ -54,8 +54,13 @@ pub fn threads(wanted: usize) -> usize {
 #[cfg(feature = "compiler")]
 /// Runs ids through the model and gives every output with all rows.
 pub fn outputs(session: &mut Session, ids: &[u32]) -> anyhow::Result<BTreeMap<String, Rows>> {
-    let tensors = session.forward_all(ids)?;
-    Ok(tensors
+    Ok(rows(session.forward_all(ids)?))
+}
+
+#[cfg(feature = "compiler")]
+/// Outputs as rows of floats.
+pub fn rows(tensors: Vec<lapidary_runtime::Tensor>) -> BTreeMap<String, Rows> {
+    tensors
         .into_iter()
         .map(|t| {
             let data = match t.data {
@@ -65,7 +70,7 @@ pub fn outputs(session: &mut Session, ids: &[u32]) -> anyhow::Result<BTreeMap<St
             };
             (t.name, Rows { cols: t.columns, data })
         })
-        .collect())
+        .collect()
 }
 
 /// Whether the model generates.

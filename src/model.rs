@@ -32,8 +32,6 @@ const MAX_RECIPE_BYTES: u64 = 1 << 20;
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Target.
-    pub target: CpuTarget,
     /// Storage of weights, keys and values.
     pub recipe: Recipe,
     /// Most bytes that the weights may take.
@@ -45,9 +43,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// From what stands on the command line: target, `--quant`, `--budget`, `--max-tokens`, `--chunk-tokens`.
+    /// From what stands on the command line: `--quant`, `--budget`, `--max-tokens`, `--chunk-tokens`.
     pub fn new(
-        target: &str,
         quant: Option<&str>,
         budget: Option<&str>,
         max_tokens: Option<u64>,
@@ -61,7 +58,7 @@ impl Options {
             (None, Some(_)) => Builtin::Hybrid.into(),
             (None, None) => Recipe::default(),
         };
-        Ok(Options { target: self::target(target)?, recipe, budget_bytes, max_tokens, chunk_tokens })
+        Ok(Options { recipe, budget_bytes, max_tokens, chunk_tokens })
     }
 
     /// The recipe as it fits a model and the budget.
@@ -83,13 +80,14 @@ impl Options {
     }
 }
 
-fn target(name: &str) -> anyhow::Result<CpuTarget> {
-    if name == "npu" || name.starts_with("npu:") {
-        bail!(Unsupported("--target: NPU targets are not in this build yet".into()));
-    }
+/// A CPU by its name.
+pub fn cpu_target(name: &str) -> anyhow::Result<CpuTarget> {
     CpuTarget::by_name(name).ok_or_else(|| {
         let names: Vec<_> = CPU_TARGETS.iter().map(|row| row.name).collect();
-        anyhow::Error::new(Usage(format!("--target: wanted one of {}, found `{name}`", names.join(", "))))
+        anyhow::Error::new(Usage(format!(
+            "--target: wanted one of {}, or npu:MACHINE, found `{name}`",
+            names.join(", ")
+        )))
     })
 }
 
@@ -173,36 +171,42 @@ pub fn plan(model: impl Into<Arc<ImportedModel>>, mut options: Options, ui: &Ui)
 }
 
 impl Planned {
-    /// Decoding at the full context, or a full prefill where the model cannot decode; `(context, work)`.
-    fn work_per_token(&self) -> cost::Work {
+    /// Decoding at the full context, or prefill of one token where the model cannot decode.
+    pub fn work_per_token(&self) -> cost::Work {
         cost::decode_work(&self.graph, self.plan.max_tokens - 1).unwrap_or_else(|| cost::prefill_work(&self.graph, 1))
     }
 
+    /// The token that ends a text, if there is a tokenizer and it has one.
+    pub fn end_token(&self) -> anyhow::Result<Option<u32>> {
+        let Some(json) = &self.model.tokenizer else { return Ok(None) };
+        let tokenizer = Tokenizer::from_json(json);
+        Ok(tokenizer.with_context(|| format!("{}: tokenizer.json", self.graph.info.name))?.end_token())
+    }
+
+    /// Parameters of the model.
+    pub fn parameters(&self) -> u64 {
+        self.before.iter().map(|c| c.elems).sum()
+    }
+
     /// Code, weight layout, tables.
-    pub fn lower(&self) -> anyhow::Result<Lowered<'_>> {
+    pub fn lower(&self, target: &CpuTarget) -> anyhow::Result<Lowered<'_>> {
         let work = self.work_per_token();
-        let end_token = match &self.model.tokenizer {
-            Some(json) => {
-                let tokenizer = Tokenizer::from_json(json);
-                tokenizer.with_context(|| format!("{}: tokenizer.json", self.graph.info.name))?.end_token()
-            }
-            None => None,
-        };
         let about = About {
             quantization: self.options.recipe.name.clone(),
             recipe: self.options.recipe.to_toml(&[]),
             tokenizer: self.model.tokenizer.clone(),
-            end_token,
+            end_token: self.end_token()?,
             bytes_touched_per_token: work.weight_bytes.max + work.kv_bytes,
             macs_per_token: work.multiply_adds.max,
-            parameters: self.before.iter().map(|c| c.elems).sum(),
+            parameters: self.parameters(),
         };
-        Ok(lower(&self.graph, &self.plan, &self.options.target, &about)?)
+        Ok(lower(&self.graph, &self.plan, target, &about)?)
     }
 
     /// Writes the artifact; gives its size.
     pub fn write(&self, lowered: &Lowered<'_>, path: &Path, ui: &Ui) -> anyhow::Result<u64> {
-        self.write_with(lowered, path, ui, |read, progress| Ok(lowered.write_file(path, read, progress)?))
+        let total = lowered.layout().size_bytes();
+        self.write_with(total, path, ui, |read, progress| Ok(lowered.write_file(path, read, progress)?))
     }
 
     /// Writes an executable, `runner` for `triple` with the artifact; gives the sizes of the artifact and of all.
@@ -213,7 +217,7 @@ impl Planned {
         path: &Path,
         ui: &Ui,
     ) -> anyhow::Result<(u64, u64)> {
-        self.write_with(lowered, path, ui, |read, progress| {
+        self.write_with(lowered.layout().size_bytes(), path, ui, |read, progress| {
             let mut artifact_bytes = 0;
             let all = executable::write(path, runner, triple, |out| {
                 artifact_bytes = lowered.write_to(out, read, progress)?;
@@ -223,25 +227,31 @@ impl Planned {
         })
     }
 
-    /// Calls `write` with what reads the weights and what is told the progress.
-    fn write_with<R>(
-        &self,
-        lowered: &Lowered<'_>,
-        path: &Path,
-        ui: &Ui,
-        write: impl FnOnce(&WeightReader<'_>, &dyn Fn(u64)) -> anyhow::Result<R>,
-    ) -> anyhow::Result<R> {
+    /// Weights of one repeated value, made for planning, are not written out where they are large.
+    pub fn check_splat(&self, hint: &str) -> anyhow::Result<()> {
         let splat: u64 = self.before.iter().map(|c| c.splat_bytes).sum();
         if splat > MAX_SPLAT_BYTES {
             bail!(Unsupported(format!(
-                "{}: its weights are {} of one repeated value, made for planning and not written out\nhint: use --dry-run",
+                "{}: its weights are {} of one repeated value, made for planning and not written out\nhint: {hint}",
                 self.graph.info.name,
                 bytes(splat)
             )));
         }
+        Ok(())
+    }
+
+    /// Calls `write` with what reads the weights and what is told how many of `total_bytes` are written.
+    pub fn write_with<R>(
+        &self,
+        total_bytes: u64,
+        path: &Path,
+        ui: &Ui,
+        write: impl FnOnce(&WeightReader<'_>, &dyn Fn(u64)) -> anyhow::Result<R>,
+    ) -> anyhow::Result<R> {
+        self.check_splat("use --dry-run")?;
         create_folder_of(path)?;
         let reader = WeightReader::new(&self.graph, self.model.source.as_ref());
-        let bar = ui.bytes_bar("weights", lowered.layout().size_bytes());
+        let bar = ui.bytes_bar("weights", total_bytes);
         let written = write(&reader, &|done| bar.set_position(done));
         bar.finish_and_clear();
         written.with_context(|| path.display().to_string())
@@ -262,6 +272,8 @@ pub fn create_folder_of(path: &Path) -> anyhow::Result<()> {
 pub struct Summary<'a> {
     /// The plan.
     pub planned: &'a Planned,
+    /// The CPU.
+    pub target: &'a CpuTarget,
     /// The code and layout.
     pub lowered: &'a Lowered<'a>,
     /// Size of the artifact; `None` for a dry run.
@@ -273,14 +285,14 @@ pub struct Summary<'a> {
 }
 
 /// How the weights of a component are stored: `int8`, or several with commas. (A norm may be in the matrices after it.)
-fn storages(graph: &Graph, component: Component) -> String {
+pub fn storages(graph: &Graph, component: Component) -> String {
     let read = graph.nodes.iter().flat_map(|n| n.operands.iter()).filter_map(|o| o.weight()).map(|w| graph.weight(w));
     let found: BTreeSet<_> = read.filter(|w| w.component == component).map(|w| w.storage).collect();
     found.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// A range as text: one number where both ends are equal.
-fn range(r: cost::Range, text: fn(u64) -> String) -> String {
+pub fn range(r: cost::Range, text: fn(u64) -> String) -> String {
     if r.min == r.max { text(r.max) } else { format!("{} to {}", text(r.min), text(r.max)) }
 }
 
@@ -300,14 +312,14 @@ impl Summary<'_> {
 
     /// For people.
     pub fn print_text(&self) {
-        let Planned { before, graph, plan, options, .. } = self.planned;
+        let (Planned { before, graph, plan, .. }, target) = (self.planned, self.target);
         let program = self.lowered.program();
         let (kernels, code) = self.ops();
         let work = self.planned.work_per_token();
         println!(
             "{} for {}: {} ops, all on the CPU: {} steps of generated code ({}) that call {} kernels",
             graph.info.name,
-            options.target.name,
+            target.name,
             kernels + code,
             program.ranges.iter().filter(|r| r.node.is_some()).count(),
             bytes(program.code.len() as u64),
@@ -342,13 +354,13 @@ impl Summary<'_> {
         if let Some(reason) = &graph.info.why_no_decode {
             println!("prefill only: {reason}");
         }
-        match options.target.memory_bytes_per_s {
+        match target.memory_bytes_per_s {
             Some(rate) => println!(
                 "at least {:.1} ms per token: bytes touched at {} per second of memory bandwidth",
                 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate,
                 bytes(rate as u64)
             ),
-            None => println!("latency: not predicted for {}; `lapidary bench` measures it", options.target.name),
+            None => println!("latency: not predicted for {}; `lapidary bench` measures it", target.name),
         }
         if let (Some(all), Some(artifact)) = (self.executable_bytes, self.artifact_bytes) {
             println!("executable {}: runner {}, artifact {}", bytes(all), bytes(all - artifact), bytes(artifact));
@@ -364,7 +376,7 @@ impl Summary<'_> {
         let Planned { before, graph, plan, options, .. } = self.planned;
         let work = self.planned.work_per_token();
         let bound =
-            options.target.memory_bytes_per_s.map(|rate| 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate);
+            self.target.memory_bytes_per_s.map(|rate| 1e3 * (work.weight_bytes.max + work.kv_bytes) as f64 / rate);
         let stored = cost::weight_bytes(graph);
         let components: Vec<_> = before
             .iter()
@@ -386,7 +398,7 @@ impl Summary<'_> {
         let result = json!({
             "schema": "lapidary.compile/1",
             "model": graph.info.name,
-            "target": options.target.name,
+            "target": self.target.name,
             "quantization": options.recipe.name,
             "ops": { "kernels": kernels, "generated_code": code },
             "parameters": before.iter().map(|c| c.elems).sum::<u64>(),

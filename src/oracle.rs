@@ -74,10 +74,10 @@ impl Oracle {
     }
 
     /// The model planned as the artifact of a session was.
-    pub fn compile_again(&self, session: &Session, target: &str, ui: &Ui) -> anyhow::Result<Planned> {
+    pub fn compile_again(&self, session: &Session, ui: &Ui) -> anyhow::Result<Planned> {
         let manifest = session.model().manifest();
         let (tokens, chunk) = (u64::from(manifest.max_tokens), u64::from(manifest.max_chunk_tokens));
-        let mut options = Options::new(target, None, None, Some(tokens), Some(chunk))?;
+        let mut options = Options::new(None, None, Some(tokens), Some(chunk))?;
         options.recipe = self.recipe.clone();
         model::plan(Arc::clone(&self.model), options, ui)
     }

@@ -21,6 +21,8 @@ pub struct Visit {
     pub probability: f32,
     /// Selected modules of each layer, ascending.
     pub modules: Vec<Vec<usize>>,
+    /// Their gates.
+    pub gates: Vec<Vec<f32>>,
 }
 
 /// The visits of the tokens of the session's last call, which were `ids`.
@@ -28,12 +30,14 @@ pub fn visits(session: &Session, ids: &[u32]) -> anyhow::Result<Vec<Visit>> {
     let layers = session.model().manifest().num_layers as usize;
     let first = session.position() - ids.len() as u64;
     let domains = session.output("domains").context("the artifact has no output `domains`")?;
-    let modules = (0..layers)
-        .map(|layer| {
-            let name = format!("modules.{layer}");
+    let of_layers = |what: &str| {
+        let output = |layer| {
+            let name = format!("{what}.{layer}");
             session.output(&name).with_context(|| format!("the artifact has no output `{name}`"))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+        };
+        (0..layers).map(output).collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (modules, gates) = (of_layers("modules")?, of_layers("gates")?);
     (0..ids.len())
         .map(|row| {
             let scores = domains.row_f32(row).context("output `domains`: wanted a row of f32 for every token")?;
@@ -43,19 +47,22 @@ pub fn visits(session: &Session, ids: &[u32]) -> anyhow::Result<Vec<Visit>> {
                     best = (domain, *score);
                 }
             }
-            let selected = modules
-                .iter()
-                .map(|view| {
-                    let mask = view.row_u8(row).context("output `modules`: wanted a row of u8 for every token")?;
-                    Ok(mask.iter().enumerate().filter(|(_, m)| **m != 0).map(|(c, _)| c).collect())
-                })
-                .collect::<anyhow::Result<_>>()?;
+            let (mut selected, mut gates_of) = (Vec::new(), Vec::new());
+            for (modules, gates) in modules.iter().zip(&gates) {
+                let mask = modules.row_u8(row).context("output `modules`: wanted a row of u8 for every token")?;
+                let gates = gates.row_f32(row).context("output `gates`: wanted a row of f32 for every token")?;
+                let chosen = mask.iter().zip(gates).enumerate().filter(|(_, (m, _))| **m != 0);
+                let (modules, gates): (Vec<usize>, Vec<f32>) = chosen.map(|(c, (_, gate))| (c, *gate)).unzip();
+                selected.push(modules);
+                gates_of.push(gates);
+            }
             Ok(Visit {
                 position: first + row as u64,
                 id: ids[row],
                 domain: best.0,
                 probability: best.1,
                 modules: selected,
+                gates: gates_of,
             })
         })
         .collect()
@@ -107,6 +114,7 @@ pub fn write_trace(path: &Path, artifact: &Artifact<'_>, visits: &[Visit]) -> an
                 "domain": visit.domain,
                 "probability": visit.probability,
                 "modules": visit.modules,
+                "gates": visit.gates,
             });
             writeln!(out, "{line}")?;
         }

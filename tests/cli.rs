@@ -42,7 +42,10 @@ fn errors_name_what_is_wrong_and_exit_with_their_code() {
     let tiny = tiny.to_str().unwrap();
     fails(&[], 2, "Usage");
     fails(&["compile", tiny, "--target", "vax"], 2, "vax");
-    fails(&["compile", tiny, "--target", "npu"], 4, "NPU");
+    fails(&["compile", tiny, "--target", "npu"], 2, "edge-16");
+    fails(&["compile", tiny, "--target", "npu:edge-32", "--emit", "image"], 4, "NPU");
+    fails(&["compile", tiny, "--target", "npu:edge-32", "--set", "matrix.rows=0"], 2, "matrix.rows");
+    fails(&["compile", tiny, "--set", "matrix.rows=8"], 2, "npu:MACHINE");
     fails(&["compile", tiny, "--quant", "fp31"], 2, "fp31");
     fails(&["compile", tiny, "--budget", "much"], 2, "900MB");
     fails(&["compile", tiny, "--budget", "1kB", "--dump-ir", "quantized"], 3, "the smallest that the weights of");

@@ -3,11 +3,10 @@
 mod support;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use lapidary_format::{ArtifactBuilder, Entry, Isa, Manifest, ManifestFlags, Plan};
 use serde_json::Value;
 use support::{TARGETS, lapidary, root, run};
 
@@ -110,37 +109,6 @@ fn a_part_of_the_code_can_be_asked_for() {
         header.starts_with("prefill/") && header.contains("lm_head linear") && header.ends_with(" bytes"),
         "{header}"
     );
-}
-
-#[test]
-fn an_artifact_for_the_npu_holds_a_program() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("npu.lapis");
-    let write = |code: Vec<u8>| {
-        let flags = ManifestFlags::IS_CAUSAL;
-        let manifest =
-            Manifest { model: "npu-test", isa: Isa::Npu, flags, cannot_decode: "a test", ..Manifest::default() };
-        let mut builder = ArtifactBuilder::new(manifest, Plan { weights_bytes: 4, ..Plan::default() });
-        builder.set_code(code);
-        builder.push(Entry { name: "prefill", offset: 0 });
-        builder.write_file(&path, |weights| weights.write_all(&[0; 4])).unwrap();
-    };
-    let source = root().join("examples/npu/top_k_sort.s");
-    let program = folder.path().join("program.npu");
-    run(lapidary().arg("asm").arg(&source).arg("-o").arg(&program)).unwrap();
-    write(std::fs::read(&program).unwrap());
-    let shown = |path: &Path| run(lapidary().arg("disasm").arg(path)).unwrap();
-    assert_eq!(shown(&path), shown(&program));
-    let simulated = |path: &Path| run(lapidary().arg("simulate").arg(path)).unwrap();
-    assert_eq!(simulated(&path), simulated(&program));
-    run(lapidary().arg("inspect").arg(&path)).unwrap();
-    let (code, errors) = code_and_errors(lapidary().arg("run").arg(&path).args(["--prompt", "x"]));
-    assert!(code == 4 && errors.contains("npu"), "{errors}");
-    write(vec![0; 32]);
-    for command in ["disasm", "simulate"] {
-        let (code, errors) = code_and_errors(lapidary().arg(command).arg(&path));
-        assert!(code == 1 && errors.contains("npu.lapis: code") && errors.contains("magic"), "{errors}");
-    }
 }
 
 #[test]

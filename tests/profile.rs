@@ -233,6 +233,7 @@ fn routing_traces_hold_the_selected_modules() {
         let mut npz = NpzReader::new(std::fs::File::open(&npz).unwrap()).unwrap();
         let layers = head["layers"].as_u64().unwrap() as usize;
         let masks: Vec<Array2<u8>> = (0..layers).map(|l| npz.by_name(&format!("modules.{l}")).unwrap()).collect();
+        let gates: Vec<Array2<f32>> = (0..layers).map(|l| npz.by_name(&format!("gates.{l}")).unwrap()).collect();
         let domains: Array2<f32> = npz.by_name("domains").unwrap();
         let lines: Vec<Value> = lines.collect();
         assert_eq!(lines.len(), 13);
@@ -241,6 +242,9 @@ fn routing_traces_hold_the_selected_modules() {
             for (layer, mask) in masks.iter().enumerate() {
                 let wanted: Vec<u64> = (0..).zip(mask.row(t)).filter(|(_, m)| **m != 0).map(|(c, _)| c).collect();
                 assert_eq!(numbers(&line["modules"][layer]), wanted, "{name}: token {t}, layer {layer}");
+                let wanted = wanted.iter().map(|c| gates[layer][[t, *c as usize]]);
+                let found = line["gates"][layer].as_array().unwrap().iter().map(|gate| gate.as_f64().unwrap() as f32);
+                assert!(found.eq(wanted), "{name}: token {t}, gates of layer {layer}");
             }
             let row = domains.row(t);
             let best = row[line["domain"].as_u64().unwrap() as usize];

@@ -53,11 +53,12 @@ impl<'a> Program<'a> {
         kernels: &'a mut [Option<KernelFn>],
     ) -> Result<Self, LoadError> {
         let manifest = artifact.manifest();
-        if manifest.abi_version != ABI_VERSION {
-            return Err(LoadError::Abi { wanted: ABI_VERSION, found: manifest.abi_version });
-        }
+        // First, since an NPU's artifact counts the versions of another contract.
         if manifest.isa != machine.isa {
             return Err(LoadError::Isa { wanted: machine.isa, found: manifest.isa });
+        }
+        if manifest.abi_version != ABI_VERSION {
+            return Err(LoadError::Abi { wanted: ABI_VERSION, found: manifest.abi_version });
         }
         let lacks = |name: &str| !(machine.has_feature)(name);
         if artifact.features().iter().any(|feature| lacks(feature.name)) {

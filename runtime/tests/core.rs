@@ -165,7 +165,11 @@ fn an_artifact_for_another_machine_says_so() {
     let other = error(&toy(Manifest { isa: OTHER_ISA, ..manifest() }));
     let text = format!("wanted {THIS_ISA} (this machine), found {OTHER_ISA}");
     assert!(other.to_string().contains(&text), "{other}");
-    let npu = error(&toy(Manifest { isa: Isa::Npu, ..manifest() }));
+    let mut b = ArtifactBuilder::new(Manifest { isa: Isa::Npu, abi_version: 1, ..manifest() }, Plan::default());
+    b.set_code(vec![0; 32]);
+    b.push(Entry { name: "prefill", offset: 0 });
+    b.push(Entry { name: "decode", offset: 16 });
+    let npu = load(&AlignedBytes::new(&b.to_vec(|_| Ok(())).unwrap())).unwrap_err();
     assert!(npu.to_string().contains("`lapidary simulate`"), "{npu}");
     let abi = error(&toy(Manifest { abi_version: 99, ..manifest() }));
     assert!(matches!(abi, LoadError::Abi { found: 99, .. }));

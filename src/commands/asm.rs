@@ -22,7 +22,7 @@ pub fn run(args: &AsmArgs) -> anyhow::Result<ExitCode> {
     let program = assemble(&text).with_context(source)?;
     let verified = match &args.machine {
         Some(name) => {
-            let machine = npu::machine(name, &args.set)?;
+            let machine = npu::machine("--machine", name, &args.set)?;
             let verified = verify(&program, &machine).with_context(source)?;
             let (paths, iterations) = (verified.paths, verified.iterations);
             format!(

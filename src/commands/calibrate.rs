@@ -118,12 +118,12 @@ impl Workshop {
 
     /// The model in a recipe, ready to run on this machine.
     fn session(&self, recipe: &Recipe, quiet: &Ui) -> anyhow::Result<Session> {
-        let mut options = Options::new("native", None, None, Some(self.sequence), None)?;
+        let mut options = Options::new(None, None, Some(self.sequence), None)?;
         options.recipe = recipe.clone();
         let planned = model::plan(Arc::clone(&self.model), options, quiet)?;
         let folder = tempfile::tempdir().context("a temporary folder cannot be created")?;
         let path = folder.path().join("candidate.lapis");
-        planned.write(&planned.lower()?, &path, quiet)?;
+        planned.write(&planned.lower(&model::cpu_target("native")?)?, &path, quiet)?;
         // Mapped: it may go on without its name.
         let session = engine::open(ArtifactFile::open(&path)?, self.threads)?;
         if session.model().manifest().head != Head::CausalLm {

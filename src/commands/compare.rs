@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+#[cfg(feature = "npu")]
+use lapidary_format::Isa;
 use lapidary_format::Manifest;
 use lapidary_runtime::{Sampler, SamplerOptions, Session};
 use serde_json::json;
@@ -13,6 +15,9 @@ use crate::difference::{Boundary, Comparison, Tolerance};
 use crate::engine;
 use crate::failure::{MISSED, Usage};
 use crate::lockstep::Lockstep;
+use crate::model;
+#[cfg(feature = "npu")]
+use crate::npu;
 use crate::oracle::Oracle;
 use crate::quantized::QuantizedComparison;
 use crate::reference::{self, Prompt};
@@ -33,9 +38,24 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         boundary: boundary(manifest.source_config),
     };
     let target = artifact.artifact().target().map_or_else(String::new, |target| target.name.to_string());
-    let mut program = match &args.outputs {
-        Some(files) => Program::Files(read_outputs(files)?),
-        None => Program::Session(Box::new(engine::open(artifact, args.threads)?)),
+    let files = args.outputs.as_deref().map(read_outputs).transpose()?;
+    #[cfg(feature = "npu")]
+    let npu = (manifest.isa == Isa::Npu && files.is_none())
+        .then(|| npu::Compiled::parse(artifact.artifact()).with_context(|| args.artifact.display().to_string()))
+        .transpose()?;
+    #[cfg(feature = "npu")]
+    let simulated = npu.as_ref().map(|compiled| {
+        compiled.verify(&compiled.machine).with_context(|| args.artifact.display().to_string())?;
+        let mut session = npu::Session::new(compiled, lapidary_simulator::Options::default(), None)?;
+        session.load(|out| Ok(out.write_all(artifact.artifact().weights())?))?;
+        anyhow::Ok(Program::Npu(Box::new(session)))
+    });
+    #[cfg(not(feature = "npu"))]
+    let simulated = None::<anyhow::Result<Program<'_>>>;
+    let mut program = match (&files, simulated) {
+        (Some(files), _) => Program::Files(files),
+        (None, Some(simulated)) => simulated?,
+        (None, None) => Program::Session(Box::new(engine::open(artifact, args.threads)?)),
     };
     let (source, prompts) = match reference {
         Reference::Stored { name, prompts } => (name, prompts),
@@ -64,23 +84,36 @@ pub fn run(args: &CompareArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     Ok(if comparison.agrees() { ExitCode::SUCCESS } else { ExitCode::from(MISSED) })
 }
 
-/// What is compared: the artifact on this machine, or what it gave elsewhere.
-enum Program {
+/// What is compared: the artifact on this machine or in the simulator, or what it gave elsewhere.
+enum Program<'a> {
     Session(Box<Session>),
+    #[cfg(feature = "npu")]
+    Npu(Box<npu::Session<'a>>),
     /// Prompts of each file.
-    Files(Vec<(PathBuf, Vec<Prompt>)>),
+    Files(&'a [(PathBuf, Vec<Prompt>)]),
 }
 
 fn read_outputs(files: &[PathBuf]) -> anyhow::Result<Vec<(PathBuf, Vec<Prompt>)>> {
     files.iter().map(|file| Ok((file.clone(), reference::read(file)?))).collect()
 }
 
-impl Program {
+impl Program<'_> {
     /// Outputs of a prompt and, with `greedy`, its continuation by as many tokens as the reference has; in one piece or several.
     fn run(&mut self, prompt: &Prompt, greedy: bool) -> anyhow::Result<Vec<Prompt>> {
         let max_new = if greedy { prompt.greedy.len() } else { 0 };
         let session = match self {
             Program::Session(session) => session,
+            #[cfg(feature = "npu")]
+            Program::Npu(session) => {
+                let place = || format!("prompt {}, in the simulator", prompt.name);
+                let outputs = engine::rows(session.forward_all(&prompt.ids).with_context(place)?);
+                let mut found = Prompt { outputs, ..Prompt::default() };
+                if max_new > 0 && session.can_decode() {
+                    let new = session.continuation(&prompt.ids, max_new, None, &mut |_| Ok(()));
+                    found.greedy = new.with_context(place)?;
+                }
+                return Ok(vec![found]);
+            }
             Program::Files(files) => {
                 let one = |(file, prompts): &(PathBuf, Vec<Prompt>)| {
                     let same = prompts.iter().find(|f| f.name == prompt.name).filter(|f| f.ids == prompt.ids);
@@ -113,7 +146,7 @@ fn compare_quantized(
     args: &CompareArgs,
     oracle: &Oracle,
     prompts: &[Prompt],
-    program: &mut Program,
+    program: &mut Program<'_>,
     target: &str,
     ui: &Ui,
 ) -> anyhow::Result<ExitCode> {
@@ -124,10 +157,12 @@ fn compare_quantized(
         )));
     }
     let compiled = match program {
-        Program::Session(session) => Some(oracle.compile_again(session, target, ui)?),
+        Program::Session(session) => Some(oracle.compile_again(session, ui)?),
+        #[cfg(feature = "npu")]
+        Program::Npu(_) => None,
         Program::Files(_) => None,
     };
-    let lowered = compiled.as_ref().map(|planned| planned.lower()).transpose()?;
+    let lowered = compiled.as_ref().map(|planned| planned.lower(&model::cpu_target(target)?)).transpose()?;
     let lockstep = match (&compiled, &lowered, &*program) {
         (Some(planned), Some(lowered), Program::Session(session)) => {
             Some(Lockstep::new(planned, lowered.program(), session.model().artifact().code())?)

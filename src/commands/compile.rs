@@ -3,25 +3,42 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+#[cfg(feature = "npu")]
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use lapidary_compiler::ir::Phase;
 use lapidary_compiler::passes::{self, StopAfter};
 use lapidary_compiler::plan::render;
 use lapidary_format::replace_file;
+#[cfg(feature = "npu")]
+use lapidary_npu_isa::Machine;
+use lapidary_target_cpu::CpuTarget;
 
 use crate::cli::{CompileArgs, Format};
 use crate::failure::{Unsupported, Usage};
 use crate::model::{self, Options, Summary};
+#[cfg(feature = "npu")]
+use crate::npu;
 use crate::runner;
 use crate::ui::Ui;
 
 /// Compiles a model, or stops at a phase and prints the graph.
 pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let start = Summary::start();
-    let options =
-        Options::new(&args.target, args.quant.as_deref(), args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
+    let target = Target::parse(&args.target, &args.set)?;
+    let quant = args.quant.as_deref().or(match target {
+        Target::Cpu(_) => None,
+        // An array multiplies codes.
+        Target::Npu(_) => Some("hybrid"),
+    });
+    let options = Options::new(quant, args.budget.as_deref(), args.max_tokens, args.chunk_tokens)?;
     match args.emit.as_str() {
+        "exe" | "object" | "image" if matches!(target, Target::Npu(_)) => bail!(Unsupported(format!(
+            "--emit {}: wanted lapis or ir for an NPU, which runs no program of an operating system\nhint: `lapidary simulate` runs the \
+             artifact",
+            args.emit
+        ))),
         "lapis" | "exe" | "ir" => {}
         "object" | "image" | "asm" => {
             bail!(Unsupported(format!("--emit {}: not in this build yet; wanted lapis, exe or ir", args.emit)))
@@ -40,13 +57,20 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     if args.emit == "ir" {
         return dump(args, &options, "planned");
     }
-    let triple = options.target.architecture.static_triple();
+    let target = match target {
+        Target::Cpu(target) => target,
+        #[cfg(feature = "npu")]
+        Target::Npu(machine) => return for_npu(args, options, &machine, start, ui),
+        #[cfg(not(feature = "npu"))]
+        Target::Npu(name) => bail!(Unsupported(format!("--target {name}: wanted a CPU, NPUs are not in this build"))),
+    };
+    let triple = target.architecture.static_triple();
     let runner = match args.emit.as_str() {
-        "exe" if !args.dry_run => Some(runner::find_or_build(&options.target, ui.is_quiet())?),
+        "exe" if !args.dry_run => Some(runner::find_or_build(&target, ui.is_quiet())?),
         _ => None,
     };
     let planned = model::plan(model::load(&args.model)?, options, ui)?;
-    let lowered = planned.lower()?;
+    let lowered = planned.lower(&target)?;
     let name = Path::new(&planned.graph.info.name);
     let (artifact_bytes, executable_bytes) = match runner {
         _ if args.dry_run => (None, None),
@@ -67,7 +91,71 @@ pub fn run(args: &CompileArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         }
     };
     let elapsed = start.elapsed();
-    let summary = Summary { planned: &planned, lowered: &lowered, artifact_bytes, executable_bytes, elapsed };
+    let summary =
+        Summary { planned: &planned, target: &target, lowered: &lowered, artifact_bytes, executable_bytes, elapsed };
+    match args.format {
+        Format::Text => summary.print_text(),
+        Format::Json => summary.print_json(),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to compile for.
+enum Target {
+    Cpu(CpuTarget),
+    #[cfg(feature = "npu")]
+    Npu(Box<Machine>),
+    #[cfg(not(feature = "npu"))]
+    Npu(String),
+}
+
+impl Target {
+    /// A CPU's name, or `npu:` and a machine with what is set of it.
+    fn parse(name: &str, overrides: &[String]) -> anyhow::Result<Target> {
+        let Some(machine) = name.strip_prefix("npu").filter(|rest| rest.is_empty() || rest.starts_with(':')) else {
+            if !overrides.is_empty() {
+                bail!(Usage(format!("--set: wanted it with a machine, --target npu:MACHINE, found --target {name}")));
+            }
+            return Ok(Target::Cpu(model::cpu_target(name)?));
+        };
+        #[cfg(feature = "npu")]
+        return Ok(Target::Npu(Box::new(npu::machine(
+            "--target npu:MACHINE",
+            machine.trim_start_matches(':'),
+            overrides,
+        )?)));
+        #[cfg(not(feature = "npu"))]
+        return Ok(Target::Npu(format!("npu{machine}")));
+    }
+}
+
+/// Compiles a model for an NPU.
+#[cfg(feature = "npu")]
+fn for_npu(
+    args: &CompileArgs,
+    options: Options,
+    machine: &Machine,
+    start: Instant,
+    ui: &Ui,
+) -> anyhow::Result<ExitCode> {
+    let planned = model::plan(model::load(&args.model)?, options, ui)?;
+    let lowered = npu::lower(&planned, machine, ui)?;
+    let artifact_bytes = match args.dry_run {
+        true => None,
+        false => {
+            let name = Path::new(&planned.graph.info.name);
+            let output = args.output.clone().unwrap_or_else(|| name.with_extension("lapis"));
+            Some(npu::write(&planned, &lowered, &output, ui)?)
+        }
+    };
+    let prediction = npu::predict(&lowered.compiled, ui)?;
+    let summary = npu::Summary {
+        planned: &planned,
+        lowered: &lowered,
+        prediction: &prediction,
+        artifact_bytes,
+        elapsed: start.elapsed(),
+    };
     match args.format {
         Format::Text => summary.print_text(),
         Format::Json => summary.print_json(),

@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use lapidary_runtime::{Model, Session, Tokenizer, greedy};
 
 use crate::cli::DemoArgs;
+#[cfg(feature = "npu")]
+use crate::commands::demo_npu;
 use crate::engine;
 use crate::model::{self, Options, Summary};
 use crate::routing::{Recording, Visit, visits};
@@ -31,14 +33,17 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
     let folder = bundled_model()?;
     let start = Summary::start();
     println!("1. compile {MODEL} for this machine\n");
-    let options = Options::new("native", None, None, None, None)?;
-    let planned = model::plan(model::load(&folder.to_string_lossy())?, options, ui)?;
-    let lowered = planned.lower()?;
+    let options = Options::new(None, None, None, None)?;
+    let target = model::cpu_target("native")?;
+    let imported = Arc::new(model::load(&folder.to_string_lossy())?);
+    let planned = model::plan(Arc::clone(&imported), options, ui)?;
+    let lowered = planned.lower(&target)?;
     let temporary = tempfile::tempdir().context("a temporary folder cannot be created")?;
     let artifact = temporary.path().join("gem-mini.lapis");
     let size = planned.write(&lowered, &artifact, ui)?;
     Summary {
         planned: &planned,
+        target: &target,
         lowered: &lowered,
         artifact_bytes: Some(size),
         executable_bytes: None,
@@ -57,7 +62,7 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         Some(prompt) => vec![prompt],
         None => PROMPTS.to_vec(),
     };
-    for prompt in prompts {
+    for prompt in &prompts {
         let begin = Instant::now();
         let (tokens, decoding) = generate(&mut session, &tokenizer, prompt, args.max_new)?;
         let text: String = tokens.iter().filter(|t| t.generated).map(|t| t.text.as_str()).collect();
@@ -77,6 +82,10 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
         bytes(plan.arena_bytes),
         bytes(plan.state_bytes)
     );
+    #[cfg(feature = "npu")]
+    if let Some(prompt) = prompts.first() {
+        demo_npu::run(&imported, prompt, args, ui)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

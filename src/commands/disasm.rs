@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+#[cfg(feature = "npu")]
+use anyhow::Context;
 use anyhow::bail;
 use lapidary_format::{Artifact, Isa};
 #[cfg(feature = "npu")]
@@ -28,6 +30,10 @@ pub fn run(args: &DisasmArgs) -> anyhow::Result<ExitCode> {
     }
     let file = ArtifactFile::open(&args.artifact)?;
     let artifact = file.artifact();
+    #[cfg(feature = "npu")]
+    if artifact.manifest().isa == Isa::Npu {
+        return npu_artifact(args, artifact);
+    }
     let Some(code) = Code::of(artifact) else {
         bail!(Unsupported(format!(
             "{}: wanted code of a CPU (x86-64, aarch64), found isa {}, which this build does not read",
@@ -50,6 +56,24 @@ fn npu_program(args: &DisasmArgs, program: &Program) -> anyhow::Result<ExitCode>
         bail!(Usage("--entry, --step, --format: wanted none of them for an NPU program, found one".into()));
     }
     print!("{}", disassemble(program, true));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows the programs of an artifact for an NPU; one of them alone assembles to the same bytes.
+#[cfg(feature = "npu")]
+fn npu_artifact(args: &DisasmArgs, artifact: &Artifact<'_>) -> anyhow::Result<ExitCode> {
+    if args.step.is_some() || args.format == Format::Json {
+        bail!(Usage("--step, --format: wanted neither of them for an NPU's programs, found one\nhint: --entry".into()));
+    }
+    let compiled = npu::Compiled::parse(artifact).with_context(|| args.artifact.display().to_string())?;
+    let names: Vec<&str> = compiled.programs().map(|(name, _)| name).collect();
+    if let Some(entry) = args.entry.as_deref().filter(|entry| !names.contains(entry)) {
+        bail!(Usage(format!("--entry: wanted one of {}, found `{entry}`", names.join(", "))));
+    }
+    for (name, program) in compiled.programs().filter(|(name, _)| args.entry.as_ref().is_none_or(|e| e == name)) {
+        println!("; {} for npu:{}: {name}", compiled.model, compiled.machine.name());
+        print!("{}", disassemble(program, true));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

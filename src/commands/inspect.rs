@@ -4,13 +4,17 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use lapidary_format::{Artifact, ENTRY_PREFILL, ManifestFlags, NO_INDEX, Packing, Step};
+use lapidary_format::{Artifact, ENTRY_PREFILL, Isa, ManifestFlags, NO_INDEX, Packing, Step};
 use lapidary_runtime::ArtifactFile;
 use serde_json::json;
 
 use crate::cli::{Format, InspectArgs, InspectOptions};
+#[cfg(feature = "npu")]
+use crate::commands::inspect_npu;
 use crate::engine;
 use crate::memory_picture::{self, Buffer, Picture};
+#[cfg(feature = "npu")]
+use crate::npu::Compiled;
 use crate::ui::{Ui, bytes, count, table};
 
 /// Shows an artifact, or a model before it is compiled.
@@ -30,9 +34,21 @@ pub fn show(file: &ArtifactFile, options: &InspectOptions, format: Format, ui: &
         file.check().with_context(|| file.path().display().to_string())?;
         spinner.finish_and_clear();
     }
+    #[cfg(feature = "npu")]
+    let npu = (file.artifact().manifest().isa == Isa::Npu)
+        .then(|| Compiled::parse(file.artifact()).with_context(|| file.path().display().to_string()))
+        .transpose()?;
+    #[cfg(feature = "npu")]
+    if let (Some(compiled), true) = (&npu, options.check) {
+        compiled.verify(&compiled.machine).with_context(|| file.path().display().to_string())?;
+    }
     match format {
         Format::Text => print_text(file, options),
         Format::Json => print_json(file, options),
+    }
+    #[cfg(feature = "npu")]
+    if let (Some(compiled), Format::Text) = (&npu, format) {
+        inspect_npu::print_text(compiled);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -43,12 +59,15 @@ fn features<'a>(artifact: &Artifact<'a>) -> Vec<&'a str> {
 
 fn print_text(file: &ArtifactFile, args: &InspectOptions) {
     let artifact = file.artifact();
+    let is_npu = artifact.manifest().isa == Isa::Npu;
     let m = artifact.manifest();
     let plan = artifact.plan();
     println!("model         {} ({}, {} parameters)", m.model, m.head, count(m.parameters));
     println!("made by       {}, weights {}", m.producer, m.quantization);
     println!("target        {} ({})", artifact.target().map_or("unnamed", |t| t.name), m.isa);
-    println!("CPU features  {}", features(artifact).join(" "));
+    if !is_npu {
+        println!("CPU features  {}", features(artifact).join(" "));
+    }
     println!(
         "shape         vocabulary {}, hidden {}, layers {}, clusters {}, domains {}",
         m.vocab_size, m.hidden_size, m.num_layers, m.num_clusters, m.num_domains
@@ -79,10 +98,10 @@ fn print_text(file: &ArtifactFile, args: &InspectOptions) {
         let (runner, inside) = (bytes(range.start), bytes(range.end - range.start));
         println!("executable    runner {runner} (padded), artifact {inside}");
     }
-    println!(
-        "kernels       {}",
-        artifact.kernels().iter().map(|k| k.name).collect::<Vec<_>>().join("\n              ")
-    );
+    if !is_npu {
+        let kernels: Vec<_> = artifact.kernels().iter().map(|k| k.name).collect();
+        println!("kernels       {}", kernels.join("\n              "));
+    }
     println!();
     let rows = artifact.sections().map(|s| {
         let kind = s.kind.map_or_else(|| format!("kind {}", s.kind_code), |k| k.name().to_string());
@@ -94,15 +113,18 @@ fn print_text(file: &ArtifactFile, args: &InspectOptions) {
         .iter()
         .map(|c| vec![c.name.into(), c.quantization.into(), count(c.parameters), bytes(c.bytes)]);
     println!("{}\n", table(&["component", "stored as", ">parameters", ">size"], rows));
-    println!("{}", modules(artifact));
-    print!("{}", memory(artifact));
+    if !is_npu {
+        println!("{}", modules(artifact));
+        print!("{}", memory(artifact));
+    }
     if args.tensors {
         println!("\n{}", tensors(artifact));
     }
     println!(
-        "\ncode: {} in {} functions; `lapidary disasm` shows them",
+        "\ncode: {} in {} {}; `lapidary disasm` shows them",
         bytes(code_bytes(artifact)),
-        artifact.steps().len()
+        artifact.steps().len(),
+        if is_npu { "runs of instructions by op" } else { "functions" }
     );
     let rows = artifact.entries().iter().enumerate().map(|(i, entry)| {
         let steps = artifact.steps().iter().filter(|s| is_step_of(s, i)).count();
@@ -318,6 +340,10 @@ fn print_json(file: &ArtifactFile, args: &InspectOptions) {
     });
     if let Some(object) = result.as_object_mut() {
         object.extend(details(artifact, args.tensors));
+        #[cfg(feature = "npu")]
+        if let (Isa::Npu, Ok(compiled)) = (m.isa, Compiled::parse(artifact)) {
+            object.insert("npu".into(), inspect_npu::to_json(&compiled));
+        }
     }
     println!("{result:#}");
 }

@@ -11,10 +11,14 @@ mod compare;
 mod compile;
 #[cfg(feature = "compiler")]
 mod demo;
+#[cfg(feature = "npu")]
+mod demo_npu;
 #[cfg(feature = "compiler")]
 mod disasm;
 mod inside;
 mod inspect;
+#[cfg(feature = "npu")]
+mod inspect_npu;
 mod kernels;
 mod kernels_bench;
 #[cfg(feature = "compiler")]

@@ -2,11 +2,24 @@
 
 use std::process::ExitCode;
 
+#[cfg(feature = "npu")]
+use lapidary_npu_isa::{Machine, machine::PRESETS};
 use lapidary_target_cpu::{CPU_TARGETS, CpuTarget};
 use serde_json::json;
 
 use crate::cli::{Format, ListArgs};
 use crate::ui::table;
+
+/// The machines that come with the command.
+#[cfg(feature = "npu")]
+fn npus() -> impl Iterator<Item = Machine> {
+    PRESETS.iter().filter_map(|(name, _)| Machine::preset(name).ok())
+}
+
+#[cfg(feature = "npu")]
+fn array(machine: &Machine) -> String {
+    format!("{} × {} array", machine.matrix.rows, machine.matrix.cols)
+}
 
 /// Lists the targets.
 pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
@@ -22,6 +35,15 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     row.doc.to_string(),
                 ]
             });
+            #[cfg(feature = "npu")]
+            let rows = rows.chain(npus().map(|machine| {
+                vec![
+                    format!("npu:{}", machine.name()),
+                    "npu".into(),
+                    array(&machine),
+                    "see ISA.md; also npu:FILE.toml".into(),
+                ]
+            }));
             println!("{}", table(&["target", "architecture", "features", "what"], rows));
         }
         Format::Json => {
@@ -37,7 +59,21 @@ pub fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
                     })
                 })
                 .collect();
-            println!("{:#}", json!({ "schema": "lapidary.targets/1", "targets": targets }));
+            #[cfg(feature = "npu")]
+            let machines: Vec<_> = npus()
+                .map(|machine| {
+                    json!({
+                        "name": format!("npu:{}", machine.name()),
+                        "array": array(&machine),
+                        "clock_mhz": machine.clock_mhz,
+                        "scratchpad_bytes": machine.scratchpad.bytes,
+                        "dram": machine.dram.preset.name(),
+                    })
+                })
+                .collect();
+            #[cfg(not(feature = "npu"))]
+            let machines: Vec<serde_json::Value> = Vec::new();
+            println!("{:#}", json!({ "schema": "lapidary.targets/1", "targets": targets, "npus": machines }));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -17,6 +17,13 @@ mod difference;
 mod execute;
 mod fixtures;
 mod mutate;
+mod npu;
+#[path = "../support/npu_artifact.rs"]
+#[allow(dead_code, reason = "the command's tests', in part")]
+mod npu_artifact;
+#[path = "../../src/npu/compiled.rs"]
+#[allow(dead_code, reason = "the command's, in part")]
+mod npu_compiled;
 #[path = "../../src/npy.rs"]
 #[allow(dead_code, reason = "the command's, in part")]
 mod npy;
@@ -95,6 +102,7 @@ const FORMATS: &[Format] = &[
     Format { name: "artifact", cases: [100_000, 1000], memory: (1 << 16, 0), cases_in: artifact_as_it_is },
     Format { name: "artifact-resealed", cases: [100_000, 1000], memory: (1 << 16, 0), cases_in: artifact_resealed },
     Format { name: "artifact-file", cases: [10_000, 200], memory: (1 << 19, 8), cases_in: artifact_file },
+    Format { name: "npu-artifact", cases: [100_000, 1000], memory: (16 << 20, 8), cases_in: npu::cases },
     Format { name: "weights", cases: [10_000, 200], memory: (1 << 20, 2), cases_in: weights },
     Format { name: "safetensors", cases: [100_000, 1000], memory: (1 << 20, 32), cases_in: safetensors },
     Format { name: "config", cases: [100_000, 1000], memory: (1 << 21, 64), cases_in: config },

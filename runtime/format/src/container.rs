@@ -12,7 +12,7 @@ pub const MAGIC: [u8; 8] = *b"\x89LAPIS\r\n";
 /// Major version: another one cannot be read.
 pub const MAJOR: u16 = 1;
 /// Minor version: a newer one may append fields, tables and sections that an older reader ignores.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 /// Alignment of sections in the file: pages of 4, 16 and 64 KiB all map.
 pub const SECTION_ALIGN: u64 = 64 * 1024;
 /// Most sections of a file.

@@ -1,7 +1,7 @@
 //! The tables of an artifact, and what must hold between them.
 
 use crate::{
-    Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Fault, Feature, FormatError, Head, Kernel,
+    Buffer, Component, Direction, DomainName, Dtype, Entry, Extent, Fault, Feature, FormatError, Head, Isa, Kernel,
     Manifest, ManifestFlags, NO_INDEX, Packing, Place, Plan, Port, Region, Rows, SectionKind, StateBuffer, Step, Table,
     Target, Tensor, table::TableSection,
 };
@@ -205,10 +205,23 @@ impl<'a> Contents<'a> {
                 Direction::Input => Ok(()),
                 Direction::Output => Err(Fault::Value {
                     what: "Port.region",
-                    wanted: "1 (arena) for an output",
+                    wanted: "1 (arena) or 3 (segment) for an output",
                     found: port.region as u64,
                 }),
             };
+        }
+        let wanted = match (self.manifest.isa, port.direction) {
+            (Isa::Npu, Direction::Output) => Region::Segment,
+            (Isa::Npu, Direction::Input) => Region::Ids,
+            (Isa::X86_64 | Isa::Aarch64, _) => Region::Arena,
+        };
+        if port.region != wanted {
+            let wanted = match wanted {
+                Region::Segment => "3 (segment) for an output of an NPU",
+                Region::Ids => "2 (ids) for an input of an NPU",
+                Region::Arena => "1 (arena), or 2 (ids) for an input, of a CPU",
+            };
+            return Err(Fault::Value { what: "Port.region", wanted, found: port.region as u64 });
         }
         if port.dtype == Dtype::I4 || port.columns == 0 {
             return Err(Fault::Value {
@@ -224,6 +237,11 @@ impl<'a> Contents<'a> {
         };
         let element = u64::from(port.dtype.bits() / 8);
         let row_bytes = port.columns.saturating_mul(element);
+        if port.region == Region::Segment {
+            // Where segments lie, and how long they are, is in the programs.
+            exactly("Port.offset", 0, port.offset)?;
+            return exactly("Port.row_stride_bytes", row_bytes, port.row_stride_bytes);
+        }
         at_most("bytes of a row", port.row_stride_bytes, row_bytes)?;
         if !port.offset.is_multiple_of(element) || !port.row_stride_bytes.is_multiple_of(element) {
             return Err(Fault::Value {

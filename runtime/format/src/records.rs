@@ -96,11 +96,13 @@ coded_enum! {
 
 coded_enum! {
     /// Where a port lies.
-    Region: "1 (arena) or 2 (ids)" {
+    Region: "1 (arena), 2 (ids) or 3 (segment)" {
         /// At an offset of the arena.
         Arena = 1, "arena";
-        /// The token ids that the execution context points to.
+        /// The token ids that the execution context points to; the segment `ids` of an NPU's programs.
         Ids = 2, "ids";
+        /// An NPU's segment `out.NAME`.
+        Segment = 3, "segment";
     }
 }
 

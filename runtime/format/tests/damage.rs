@@ -123,7 +123,7 @@ fn errors_name_place_offset_wanted_and_found() {
     let error = damaged(|b| b[0] = b'x');
     assert!(error.to_string().starts_with("header, byte 0x0: magic, wanted \"\\x89LAPIS\\r\\n\""));
     let error = damaged(|b| b[8] = 2);
-    assert_eq!(error.fault, Fault::Version { major: 2, minor: 0 });
+    assert_eq!(error.fault, Fault::Version { major: 2, minor: MINOR });
     let error = damaged(|b| b[40] = 1);
     assert_eq!((error.place, error.offset), (Place::Header, 40));
     let error = damaged(|b| b.push(0));
@@ -184,11 +184,11 @@ fn with_longer_plan(minor: u8) -> Vec<u8> {
 
 #[test]
 fn a_newer_minor_version_may_append_fields() {
-    let bytes = with_longer_plan(1);
+    let bytes = with_longer_plan(MINOR as u8 + 1);
     let artifact = Artifact::parse(&bytes).unwrap();
     assert_eq!(*artifact.plan(), plan());
     assert_eq!(artifact.ports().iter().nth(1), Some(logits()));
-    let error = Artifact::parse(&with_longer_plan(0)).unwrap_err();
+    let error = Artifact::parse(&with_longer_plan(MINOR as u8)).unwrap_err();
     assert!(matches!(error.fault, Fault::Exactly { what: "bytes of a record", wanted: 32, found: 40 }));
 }
 
@@ -246,5 +246,34 @@ proptest! {
         put(&mut bytes, row + 16, &(contents.len() as u64).to_le_bytes());
         reseal(&mut bytes);
         prop_assert!(Artifact::parse(&bytes).is_err());
+    }
+}
+
+#[test]
+fn ports_lie_where_their_machine_has_them() {
+    let with = |isa: Isa, region: Region, offset: u64| {
+        let manifest = Manifest { isa, cannot_decode: "a test", ..Manifest::default() };
+        let mut builder = ArtifactBuilder::new(manifest, Plan { arena_bytes: 4096, ..Plan::default() });
+        builder.set_code(vec![0; 16]);
+        builder.push(Entry { name: "prefill", offset: 0 });
+        builder.push(Port {
+            name: "logits",
+            direction: Direction::Output,
+            dtype: Dtype::F32,
+            rows: Rows::OutputRows,
+            region,
+            columns: 4,
+            offset,
+            row_stride_bytes: 16,
+        });
+        builder.to_vec(|_| Ok(())).map(|bytes| Artifact::parse(&bytes).map(|_| ()))
+    };
+    assert!(matches!(with(Isa::Npu, Region::Segment, 0), Ok(Ok(()))));
+    assert!(matches!(with(Isa::X86_64, Region::Arena, 64), Ok(Ok(()))));
+    for (isa, region, offset) in
+        [(Isa::Npu, Region::Arena, 0), (Isa::Aarch64, Region::Segment, 0), (Isa::Npu, Region::Segment, 16)]
+    {
+        let error = with(isa, region, offset).unwrap_err().to_string();
+        assert!(error.contains("Port."), "{error}");
     }
 }

@@ -14,7 +14,7 @@ fn everything_comes_back() {
     let a = Artifact::parse(&bytes).unwrap();
     a.check().unwrap();
     exercise(&a);
-    assert_eq!(a.version(), (1, 0));
+    assert_eq!(a.version(), (1, 1));
     assert_eq!(a.file_bytes(), bytes.len() as u64);
     assert_eq!(*a.manifest(), manifest());
     assert_eq!(*a.plan(), plan());

@@ -134,7 +134,7 @@ impl Context<'_> {
     pub fn value(&self, value: ValueId) -> Matrix {
         let view = self.homes.view(value);
         match self.homes.home(view.base) {
-            Some(home) => home.from_col(view.col),
+            Some(home) => home.at_col(view.col),
             // Graph inputs: the ids.
             None => Matrix::dense(Area::new(Space::Dram, self.layout.ids, 4 * self.room.rows), 1, Type::I32),
         }

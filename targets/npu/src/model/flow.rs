@@ -32,12 +32,12 @@ impl Matrix {
     }
 
     /// From a column on.
-    pub const fn from_col(self, col: u64) -> Matrix {
+    pub const fn at_col(self, col: u64) -> Matrix {
         Matrix { at: self.at.plus((col * self.element.bytes() as u64) as i64), ..self }
     }
 
     /// From a known row on.
-    pub const fn from_row(self, row: u64) -> Matrix {
+    pub const fn row(self, row: u64) -> Matrix {
         Matrix { at: self.at.plus((row * self.stride) as i64), ..self }
     }
 
@@ -169,12 +169,17 @@ impl<'m> Flow<'m> {
     /// A word of the scratchpad into a register of the current scope; larger than `max` is a fault.
     pub fn read_word(&mut self, what: &'static str, word: &Matrix, max: u64) -> Result<Reg, LowerError> {
         let rd = self.b.reg(what)?;
+        self.read_into(rd, word, max)?;
+        Ok(rd)
+    }
+
+    /// A word of the scratchpad into a register; larger than `max` is a fault.
+    pub fn read_into(&mut self, rd: Reg, word: &Matrix, max: u64) -> Result<(), LowerError> {
         let max = u32::try_from(max).map_err(|_| LowerError::argument("largest word", "32 bits", max))?;
         self.scope(|this| {
             let load = ScalarLoad { rd: Dest(rd), src: this.sp(word.at)?, max: Bound(max) };
             this.issue(Op::Lds(load), &[word.area], &[])
-        })?;
-        Ok(rd)
+        })
     }
 
     /// A multiplication whose results go to the scratchpad, in order with all else.

@@ -68,8 +68,8 @@ pub struct Homes {
     pub scratchpad_bytes: u64,
     /// Bytes of DRAM that are taken.
     pub arena_bytes: u64,
-    /// Names of values that are in DRAM.
-    pub spilled: Vec<String>,
+    /// Names and sizes of values that are in DRAM.
+    pub spilled: Vec<(String, u64)>,
 }
 
 /// Elements of a value, as they lie in memory: type and number per row.
@@ -117,7 +117,7 @@ impl Homes {
             arena_bytes: 0,
             spilled: Vec::new(),
         };
-        let (mut on_chip, mut in_dram): (Vec<(Life, u64)>, Vec<(Life, u64)>) = (Vec::new(), Vec::new());
+        let (mut on_chip, mut in_dram) = (Vec::<(Life, u64)>::new(), Vec::<(Life, u64)>::new());
         for i in order {
             let life = lives[i];
             let at = first_fit(&on_chip, &life);
@@ -142,7 +142,7 @@ impl Homes {
             };
             let node = definitions[life.value.0 as usize].map(|id| graph.node(id));
             if space == Space::Dram {
-                homes.spilled.push(node.map_or_else(String::new, |n| n.label.clone()));
+                homes.spilled.push((node.map_or_else(String::new, |n| n.label.clone()), life.bytes));
             }
             let (element, cols, _) = elements(graph, life.value, node);
             let area = Area::new(space, begin, life.bytes);

@@ -18,16 +18,12 @@ pub const CALL_BYTES: u64 = 16;
 /// Addresses, the same for all programs of a model.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// Length of the weights, which begin at 0.
-    pub weight_bytes: u64,
     /// Number of tokens, output rows, position.
     pub call: u64,
     /// Ids.
     pub ids: u64,
     /// State of each node that keeps any, by node.
     state: Vec<Option<Area>>,
-    /// First byte of all state.
-    pub state_begin: u64,
     /// Its length.
     pub state_bytes: u64,
     /// Rows of keys and of values that attention has room for in it.
@@ -84,11 +80,9 @@ impl Layout {
         }
         let arena = take(0);
         Layout {
-            weight_bytes: weights.bytes(),
             call,
             ids,
             state,
-            state_begin,
             state_bytes,
             state_rows: attention::state_rows(max_tokens, room),
             outputs: places,

@@ -79,6 +79,8 @@ pub struct ModelSummary {
     pub state_bytes: u64,
     /// What is moved more often than once, and why.
     pub reread: Vec<String>,
+    /// Rows of the array that groups of int4 weights leave idle, if any.
+    pub idle: Option<String>,
 }
 
 /// A model as programs.
@@ -141,11 +143,19 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
     let weights = WeightImage::new(graph, machine, max_tokens, chunk_tokens);
     let outputs = layout::outputs(graph);
     let layout = Layout::new(graph, &weights, &outputs, max_tokens, Room::new(chunk_tokens));
-    let entry = |tokens: u64| entry(graph, machine, &weights, &layout, max_tokens, tokens);
-    let prefill = entry(chunk_tokens)?;
-    let decode = match graph.info.why_no_decode {
-        None => Some(entry(1)?),
-        Some(_) => None,
+    let entries = |machine: &Machine| -> Result<(Entry, Option<Entry>), LowerError> {
+        let entry = |tokens: u64| entry(graph, machine, &weights, &layout, max_tokens, tokens);
+        let decode = graph.info.why_no_decode.is_none().then(|| entry(1)).transpose()?;
+        Ok((entry(chunk_tokens)?, decode))
+    };
+    let (prefill, decode) = match entries(machine) {
+        Ok(entries) => entries,
+        Err(LowerError::TooSmall { what, memory: Memory::Scratchpad, .. }) => {
+            let wanted = least_scratchpad(machine, |machine| entries(machine).is_ok());
+            let (memory, found) = (Memory::Scratchpad, machine.scratchpad.bytes);
+            return Err(LowerError::TooSmall { what, memory, wanted, found });
+        }
+        Err(error) => return Err(error),
     };
     let arena_bytes = prefill.arena_bytes.max(decode.as_ref().map_or(0, |d| d.arena_bytes));
     let segments = layout.segments(machine, arena_bytes)?;
@@ -156,12 +166,7 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
         Ok((builder.finish()?, entry.homes))
     };
     let (prefill, homes) = finish(prefill)?;
-    let mut reread: Vec<String> = homes
-        .spilled
-        .iter()
-        .map(|name| format!("{name}: does not stay in the scratchpad in prefill beside the rest"))
-        .collect();
-    reread.dedup();
+    let reread = spilled(&homes);
     let decode = decode.map(finish).transpose()?.map(|(program, _)| program);
     Ok(NpuModel {
         machine: machine.clone(),
@@ -176,9 +181,65 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
             arena_bytes,
             state_bytes: layout.state_bytes,
             reread,
+            idle: idle_rows(graph, machine),
         },
         image: weights,
     })
+}
+
+/// A size of the scratchpad that suffices where the machine's does not: the least one, more or less.
+fn least_scratchpad(machine: &Machine, suffices: impl Fn(&Machine) -> bool) -> u64 {
+    // Banks are multiples of 32 bytes.
+    let unit = 32 * machine.scratchpad.banks;
+    let with = |units: u64| {
+        let mut machine = machine.clone();
+        machine.scratchpad.bytes = units * unit;
+        suffices(&machine)
+    };
+    let (mut small, mut large) = (machine.scratchpad.bytes / unit, machine.scratchpad.bytes / unit * 2);
+    while !with(large) && large * unit < 1 << 30 {
+        (small, large) = (large, large * 2);
+    }
+    while large - small > (small / 64).max(1) {
+        let middle = small + (large - small) / 2;
+        match with(middle) {
+            true => large = middle,
+            false => small = middle,
+        }
+    }
+    large * unit
+}
+
+/// Values that go to DRAM in prefill, the same one of all layers together.
+fn spilled(homes: &Homes) -> Vec<String> {
+    let mut names: Vec<(String, usize, u64)> = Vec::new();
+    for (name, bytes) in &homes.spilled {
+        let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+        let name = parts.collect::<Vec<_>>().join(".");
+        match names.iter_mut().find(|(other, _, _)| *other == name) {
+            Some((_, count, all)) => (*count, *all) = (*count + 1, *all + bytes),
+            None => names.push((name, 1, *bytes)),
+        }
+    }
+    let why = |(name, count, bytes): (String, usize, u64)| {
+        format!("{name}: {count} of up to {} B do not stay in the scratchpad beside the rest", bytes / count as u64)
+    };
+    names.into_iter().map(why).collect()
+}
+
+/// What it costs that a pass never mixes groups.
+fn idle_rows(graph: &Graph, machine: &Machine) -> Option<String> {
+    let rows = machine.matrix.rows;
+    let groups = graph.weights.iter().filter_map(|w| match weights::format_of(w.storage) {
+        Some(crate::matmul::WeightFormat::Int4 { group }) if u64::from(group) % rows != 0 => Some(u64::from(group)),
+        _ => None,
+    });
+    let group = groups.min()?;
+    let used = group as f64 / (group.div_ceil(rows) * rows) as f64;
+    Some(format!(
+        "int4 groups of {group} use {:.0} % of an array of {rows} rows; larger groups would use more",
+        100.0 * used
+    ))
 }
 
 /// A program before it has its segments.
@@ -266,7 +327,7 @@ fn call(
                 1 => ("S", room.tokens),
                 _ => ("position", max_tokens - 1),
             };
-            Ok(Value::Reg(flow.read_word(what, &words_of(area).from_row(*word), max)?))
+            Ok(Value::Reg(flow.read_word(what, &words_of(area).row(*word), max)?))
         })
         .collect()
 }

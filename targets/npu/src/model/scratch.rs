@@ -41,7 +41,7 @@ impl Scratch {
     }
 
     /// The op takes all of it: its pieces begin where there is most room, behind those of nobody else.
-    pub fn from_begin(&mut self) {
+    pub fn take_all(&mut self) {
         (self.next, self.first, self.wrapped) = (self.begin, self.begin, false);
     }
 

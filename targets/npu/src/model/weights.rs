@@ -129,13 +129,11 @@ impl WeightImage {
                 }
             }
             let groups = node.op.num_module_groups();
-            if groups > 0 {
-                let modules = (node.operands.len() - fixed) / groups;
-                for c in 0..modules {
-                    for group in 0..groups {
-                        if let Some(weight) = node.operands[fixed + group * modules + c].weight() {
-                            weights.place(graph, machine, weight, Form::Tiles);
-                        }
+            let modules = (node.operands.len() - fixed).checked_div(groups).unwrap_or(0);
+            for c in 0..modules {
+                for group in 0..groups {
+                    if let Some(weight) = node.operands[fixed + group * modules + c].weight() {
+                        weights.place(graph, machine, weight, Form::Tiles);
                     }
                 }
             }

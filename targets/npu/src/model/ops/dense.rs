@@ -101,8 +101,8 @@ fn embed_codes(flow: &mut Flow<'_>, w: &CodeRows, room: u64, rows: Value, ids: &
     flow.load_rows(&scales, &table(w.scales, w.scale_bytes), ids, bound, w.scale_bytes, rows, false)?;
     for g in 0..w.cols.div_ceil(group) {
         let (first, cols) = (g * group, group.min(w.cols - g * group));
-        let (codes, scales) = (codes.from_col(first), scales.from_col(g));
-        flow.binary(Instruction::VMul, &y.from_col(first), &codes, &scales, Broadcast::Column, known(cols), rows)?;
+        let (codes, scales) = (codes.at_col(first), scales.at_col(g));
+        flow.binary(Instruction::VMul, &y.at_col(first), &codes, &scales, Broadcast::Column, known(cols), rows)?;
     }
     Ok(())
 }
@@ -248,8 +248,8 @@ pub(super) fn mean_rows(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Do
             while first < y.cols {
                 let width = cols.min(y.cols - first);
                 let part = Matrix::dense(staging, width, Type::F32);
-                flow.load(&part, &x.from_col(first), known(width), rows.count)?;
-                flow.column_sum(&sums.from_col(first), &part, width, rows.count)?;
+                flow.load(&part, &x.at_col(first), known(width), rows.count)?;
+                flow.column_sum(&sums.at_col(first), &part, width, rows.count)?;
                 first += width;
             }
         }

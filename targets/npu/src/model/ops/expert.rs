@@ -13,7 +13,7 @@ use super::dense::iota;
 use super::known;
 use super::linear::swiglu_pieces;
 use super::product::{Codes, Columns, Input, product, quantize_into, quantized, reads_codes};
-use crate::builder::Value;
+use crate::builder::{Place, Value};
 use crate::error::LowerError;
 
 type Done = Result<(), LowerError>;
@@ -54,7 +54,7 @@ pub(super) fn ffn(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done {
     let (list, gates) = (cx.value(cx.operand(node, 2)), cx.value(cx.operand(node, 3)));
     let pairs = cx.most_pairs(cx.operand(node, 2));
     // The more rows fit, the fewer times weights are read.
-    flow.scratch.from_begin();
+    flow.scratch.take_all();
     begin(cx, flow, id, y, rows)?;
     let input = match in_codes {
         true => Input::Codes(quantized(cx, flow, x, rows)?),
@@ -67,13 +67,19 @@ pub(super) fn ffn(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done {
     while first < count {
         let run = run_of(&modules[first..]);
         flow.repeat("module", known(run.0 as u64), run.0 as u64, |flow, index| {
-            let c = flow.b.reg("module")?;
-            flow.b.sum(c, crate::builder::Place::at(first as u64), &[(index, 1)])?;
+            // The module's number in a register: reports read it.
+            let c = match index {
+                Value::Reg(index) if first == 0 => index,
+                _ => {
+                    let c = flow.b.reg("module")?;
+                    flow.b.sum(c, Place::at(first as u64), &[(index, 1)])?;
+                    c
+                }
+            };
             flow.b.op_label(&name, Some(c));
-            let record = flow.at_row(&table, Value::Reg(c), 1)?;
-            let chosen = flow.read_word("tokens of the module", &record.from_word(2), rows.most)?;
+            let chosen = word_of(flow, "tokens of the module", &table, c, 2, rows.most)?;
             flow.unless_zero(chosen, |flow| {
-                let begin = flow.read_word("the module's first", &record.from_word(1), pairs)?;
+                let begin = word_of(flow, "the module's first", &table, c, 1, pairs)?;
                 let offset = match index {
                     Value::Const(_) => None,
                     Value::Reg(index) => {
@@ -89,6 +95,24 @@ pub(super) fn ffn(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done {
         first += run.0;
     }
     Ok(())
+}
+
+/// A word of a module's record, in a register of the current scope.
+fn word_of(
+    flow: &mut Flow<'_>,
+    what: &'static str,
+    table: &Matrix,
+    module: Reg,
+    word: u64,
+    max: u64,
+) -> Result<Reg, LowerError> {
+    debug_assert!(word < RECORD_WORDS, "a record has so many words");
+    let rd = flow.b.reg(what)?;
+    flow.scope(|flow| {
+        let record = flow.at_row(table, Value::Reg(module), 1)?;
+        flow.read_into(rd, &record.at_col(word), max)
+    })?;
+    Ok(rd)
 }
 
 /// y = residual, or 0.
@@ -139,10 +163,13 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
     let [gate, up, down] = module.map(|w| Columns::all(w, offset));
     let (d, f) = shared.sizes;
     let codes = matches!(shared.input, Input::Codes(_));
-    // Per row: what is gathered, hidden floats and codes, the result, and columns of `up`.
-    let element = if codes { 1 } else { 4 };
-    let (up_cols, own_y) = (gate.unit().min(f), if shared.y.home.on_chip() { 0 } else { 4 * d + 4 });
-    let row_bytes = element * d + 4 + 4 * f + if codes { f + 4 } else { 0 } + 4 * d + 4 * up_cols + own_y;
+    // Per row: codes of what is hidden; then what is gathered, hidden floats and columns of `up`, and behind those, in their
+    // place, the result and rows that are added to.
+    let (element, up_cols) = (if codes { 1 } else { 4 }, gate.unit().min(f));
+    let own_y = if shared.y.home.on_chip() { 0 } else { 4 * d + 4 };
+    let (kept, before) =
+        (if codes { f + 4 } else { 4 * f }, element * d + 4 + 4 * up_cols + if codes { 4 * f } else { 0 });
+    let row_bytes = kept + before.max(4 * d + own_y);
     // What products want beside it, and the ends of pieces.
     let aside = if codes { 4 * d.max(f) + 512 } else { 2 * 4 * d.max(f) + 512 };
     let room = Rows { count: Value::Reg(chosen), ..shared.rows };
@@ -151,47 +178,65 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
         let here = size.min(room.room);
         let rows = Rows { count: block.rows, most: here.min(room.most), room: here };
         let mark = flow.scratch.mark();
-        let list = flow.moved(&shared.list, Value::Reg(begin), 4)?;
-        let list = flow.at_row(&list, block.index, block.size)?;
-        let input = gathered(flow, shared, &list, rows)?;
-        let hidden = Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32);
-        let result = Matrix::dense(flow.scratch.take(4 * here * d)?, d, Type::F32);
-        let hidden_codes = match codes {
-            false => None,
-            true => Some(Codes {
+        let part = Part { begin, block };
+        let kept = match codes {
+            true => Input::Codes(Codes {
                 codes: Matrix::dense(flow.scratch.take(here * f)?, f, Type::I8),
                 scales: Matrix::dense(flow.scratch.take(4 * here)?, 1, Type::F32),
             }),
+            false => Input::Floats(Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32)),
+        };
+        let before = flow.scratch.mark();
+        let input = gathered(flow, shared, &part, rows)?;
+        let hidden = match kept {
+            Input::Floats(hidden) => hidden,
+            Input::Codes(_) => Matrix::dense(flow.scratch.take(4 * here * f)?, f, Type::F32),
         };
         swiglu_pieces(flow, &input, rows, &gate, &up, |flow, index, width| {
             flow.moved(&hidden, index, 4 * width as i64)
         })?;
-        let hidden = match hidden_codes {
-            None => Input::Floats(hidden),
-            Some(codes) => {
-                quantize_into(flow, Stream { home: hidden, cols: f }, rows, &codes)?;
-                Input::Codes(codes)
-            }
-        };
-        product(flow, &hidden, rows, &down, d, &result)?;
-        let gates = flow.moved(&shared.gates, Value::Reg(begin), 4)?;
-        let gates = flow.at_row(&gates, block.index, block.size)?;
-        scatter(flow, shared, &result, &list, &gates, block, here)?;
+        if let Input::Codes(codes) = &kept {
+            quantize_into(flow, Stream { home: hidden, cols: f }, rows, codes)?;
+        }
+        flow.scratch.back_to(before);
+        let result = Matrix::dense(flow.scratch.take(4 * here * d)?, d, Type::F32);
+        product(flow, &kept, rows, &down, d, &result)?;
+        scatter(flow, shared, &result, &part, here)?;
         flow.scratch.back_to(mark);
         Ok(())
     })
 }
 
+/// A block of a module's part of the lists.
+struct Part {
+    /// Where the module's part begins.
+    begin: Reg,
+    block: Block,
+}
+
+impl Part {
+    /// The block's part of a list of words; its place is in a register of the current scope.
+    fn of(&self, flow: &mut Flow<'_>, list: &Matrix) -> Result<Matrix, LowerError> {
+        let at = flow.b.reg("a part of a list")?;
+        let (begin, index) = ((Value::Reg(self.begin), 4), (self.block.index, 4 * self.block.size as i64));
+        flow.b.sum(at, list.at, &[begin, index])?;
+        Ok(Matrix { at: Place { base: Some(at), offset: 0 }, ..*list })
+    }
+}
+
 /// The rows of a module's tokens.
-fn gathered(flow: &mut Flow<'_>, shared: &Shared, list: &Matrix, rows: Rows) -> Result<Input, LowerError> {
+fn gathered(flow: &mut Flow<'_>, shared: &Shared, part: &Part, rows: Rows) -> Result<Input, LowerError> {
     let (d, bound) = (shared.sizes.0, shared.rows.count);
     let fetch = |flow: &mut Flow<'_>, from: &Matrix, cols: u64| {
         let bytes = cols * u64::from(from.element.bytes());
         let to = Matrix::dense(flow.scratch.take(rows.room * bytes)?, cols, from.element);
-        match from.on_chip() {
-            true => flow.gather(&to, from, list, bound, cols, rows.count)?,
-            false => flow.load_rows(&to, from, list, bound, bytes, rows.count, false)?,
-        }
+        flow.scope(|flow| {
+            let list = part.of(flow, &shared.list)?;
+            match from.on_chip() {
+                true => flow.gather(&to, from, &list, bound, cols, rows.count),
+                false => flow.load_rows(&to, from, &list, bound, bytes, rows.count, false),
+            }
+        })?;
         Ok::<Matrix, LowerError>(to)
     };
     Ok(match &shared.input {
@@ -203,32 +248,20 @@ fn gathered(flow: &mut Flow<'_>, shared: &Shared, list: &Matrix, rows: Rows) -> 
 }
 
 /// Adds results times gates to the rows of the tokens.
-fn scatter(
-    flow: &mut Flow<'_>,
-    shared: &Shared,
-    result: &Matrix,
-    list: &Matrix,
-    gates: &Matrix,
-    block: Block,
-    room: u64,
-) -> Done {
-    let (d, bound, y) = (shared.sizes.0, shared.rows.count, &shared.y.home);
-    if y.on_chip() {
-        return flow.scatter_add(y, result, list, gates, bound, d, block.rows);
-    }
-    // A token is in a module's list only once: its row is fetched, added to, and put back.
-    let rows = Matrix::dense(flow.scratch.take(4 * d * room)?, d, Type::F32);
-    let same = Matrix::dense(flow.scratch.take(4 * room)?, 1, Type::I32);
-    flow.load_rows(&rows, y, list, bound, 4 * d, block.rows, false)?;
-    iota(flow, &same, Value::ZERO, block.rows)?;
-    flow.scatter_add(&rows, result, &same, gates, block.rows, d, block.rows)?;
-    flow.store_rows(y, &rows, list, bound, d, block.rows)
-}
-
-impl Matrix {
-    /// A word of the row.
-    fn from_word(&self, word: u64) -> Matrix {
-        debug_assert!(word < RECORD_WORDS, "a record has so many words");
-        self.from_col(word)
-    }
+fn scatter(flow: &mut Flow<'_>, shared: &Shared, result: &Matrix, part: &Part, room: u64) -> Done {
+    let (d, bound, y, count) = (shared.sizes.0, shared.rows.count, &shared.y.home, part.block.rows);
+    flow.scope(|flow| {
+        let list = part.of(flow, &shared.list)?;
+        let gates = part.of(flow, &shared.gates)?;
+        if y.on_chip() {
+            return flow.scatter_add(y, result, &list, &gates, bound, d, count);
+        }
+        // A token is in a module's list only once: its row is fetched, added to, and put back.
+        let rows = Matrix::dense(flow.scratch.take(4 * d * room)?, d, Type::F32);
+        let same = Matrix::dense(flow.scratch.take(4 * room)?, 1, Type::I32);
+        flow.load_rows(&rows, y, &list, bound, 4 * d, count, false)?;
+        iota(flow, &same, Value::ZERO, count)?;
+        flow.scatter_add(&rows, result, &same, &gates, count, d, count)?;
+        flow.store_rows(y, &rows, &list, bound, d, count)
+    })
 }

@@ -98,10 +98,10 @@ pub(super) fn reads_codes(weight: &Placed) -> bool {
     matches!(weight, Placed::Tiles(_))
 }
 
-/// Rows quantized: in working memory if they take no more than half of it, else in DRAM.
+/// Rows quantized: in working memory if they leave enough of it for the product, else in DRAM.
 pub(super) fn quantized(cx: &Context<'_>, flow: &mut Flow<'_>, x: Stream, rows: Rows) -> Result<Codes, LowerError> {
     let bytes = rows.room * x.cols;
-    let (codes, scales) = match bytes + 4 * rows.room <= flow.scratch.largest() / 2 {
+    let (codes, scales) = match bytes + 4 * rows.room <= flow.scratch.largest() / 8 * 5 {
         true => (flow.scratch.take(bytes)?, flow.scratch.take(4 * rows.room)?),
         false => (cx.temporary(Temporary::Codes), cx.temporary(Temporary::Scales)),
     };

@@ -43,7 +43,7 @@ pub(super) fn scores(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done 
             let mut first = 0;
             while first < y.cols {
                 let cols = num_domains.min(y.cols - first);
-                let part = a.from_col(first);
+                let part = a.at_col(first);
                 flow.binary(Instruction::VAdd, &part, &part, &logs, Broadcast::Full, known(cols), block.rows)?;
                 first += cols;
             }

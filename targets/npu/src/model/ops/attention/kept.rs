@@ -277,8 +277,8 @@ pub(super) fn round(
     let scales = scales.expect("more than one row has room for scales");
     for head in 0..shape.kv_heads {
         let at = head * shape.head_dim;
-        flow.quantize(&dst.codes.from_col(at), &scales, &src.from_col(at), shape.head_dim, rows)?;
-        flow.unary(Instruction::Copy, &to.from_col(head), &scales, known(1), rows)?;
+        flow.quantize(&dst.codes.at_col(at), &scales, &src.at_col(at), shape.head_dim, rows)?;
+        flow.unary(Instruction::Copy, &to.at_col(head), &scales, known(1), rows)?;
     }
     Ok(())
 }

@@ -365,7 +365,7 @@ impl Working {
 /// scores\[h, i, n\] = dot(q\[i\] of head h, key n). They are never added to others.
 fn dots(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Queries<'_>, block: &KeyBlock) -> Done {
     for head in Heads::all(shape, working, queries) {
-        let (keys, scores) = (block.floats.from_col(head.key_column), block.scores.from_row(head.score));
+        let (keys, scores) = (block.floats.at_col(head.key_column), block.scores.row(head.score));
         flow.dot_rows(&scores, &head.of(&queries.q), &keys, shape.head_dim, head.rows, block.rows)?;
     }
     Ok(())
@@ -378,7 +378,7 @@ fn weights(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Quer
         return flow.softmax(scores, scores, queries.keys, known(shape.heads), scale, None);
     }
     for head in 0..shape.heads {
-        let scores = scores.from_row(head * working.want.queries);
+        let scores = scores.row(head * working.want.queries);
         flow.softmax(&scores, &scores, queries.keys, queries.rows, scale, queries.range)?;
     }
     Ok(())
@@ -387,7 +387,7 @@ fn weights(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Quer
 /// y\[i\] of head h = (y\[i\] of head h +) Σ_n weights\[h, i, n\] · value n. Weights of keys that a query does not see are 0.
 fn sums(flow: &mut Flow<'_>, shape: &Shape, working: &Working, queries: &Queries<'_>, block: &KeyBlock) -> Done {
     for head in Heads::all(shape, working, queries) {
-        let (values, weights) = (block.floats.from_col(head.key_column), block.scores.from_row(head.score));
+        let (values, weights) = (block.floats.at_col(head.key_column), block.scores.row(head.score));
         let y = head.of(&queries.y);
         flow.mix_rows(&y, &weights, &values, shape.head_dim, head.rows, block.rows, block.accumulate)?;
     }
@@ -433,7 +433,7 @@ impl Heads {
     }
 
     fn of(&self, matrix: &Matrix) -> Matrix {
-        let matrix = matrix.from_col(self.column);
+        let matrix = matrix.at_col(self.column);
         Matrix { stride: self.stride.unwrap_or(matrix.stride), ..matrix }
     }
 }

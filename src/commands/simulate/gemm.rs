@@ -1,28 +1,21 @@
-//! `lapidary simulate`.
+//! `simulate --gemm` and `--gemm-csv`: matrix multiplications as the NPU target lowers them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
-use lapidary_format::replace_file;
 use lapidary_npu_isa::verify::verify;
-use lapidary_npu_isa::{Machine, Program, Queue};
-use lapidary_simulator::observe::Observer;
-use lapidary_simulator::report::timeline::Timeline;
-use lapidary_simulator::report::trace::ChromeTrace;
-use lapidary_simulator::report::{Report, csv, html, json, text};
+use lapidary_npu_isa::{Machine, Queue};
+use lapidary_simulator::report::{Report, json, text};
 use lapidary_simulator::{Memories, Options, Run, Simulator};
 use lapidary_target_npu::gemm::{Gemm, gemm_program};
 use serde_json::{Value, json};
 
+use super::{observed, print_report};
 use crate::cli::{Format, SimulateArgs};
-use crate::failure::{Unsupported, Usage};
+use crate::failure::Usage;
 use crate::limits;
-use crate::model::create_folder_of;
 use crate::npu::{self, Shape};
 use crate::ui::{self, Ui, table};
 
@@ -31,33 +24,12 @@ const MAX_LIST_BYTES: u64 = 1 << 20;
 /// Seed of operands that are made up.
 const SEED: u64 = 1;
 
-/// Runs a program, a matrix multiplication, or a list of them.
-pub fn run(args: &SimulateArgs, ui: &Ui) -> anyhow::Result<ExitCode> {
-    let machine = npu::machine(&args.machine, &args.set)?;
-    let options = Options { values: !args.timing_only, ..Options::default() };
-    match (&args.program, &args.gemm, &args.gemm_csv) {
-        (Some(path), None, None) => {
-            let Some(program) = npu::program(path)? else {
-                bail!(Unsupported(format!(
-                    "{}: wanted a program or an artifact for the NPU, found an artifact for a CPU\nhint: `lapidary bench` and \
-                     `lapidary profile` time it here",
-                    path.display()
-                )));
-            };
-            verify(&program, &machine).with_context(|| path.display().to_string())?;
-            let title = path.display().to_string();
-            let run = observed(args, &program, &machine, &title, || Simulator::new(&program, &machine, options))?;
-            print(args, &run.report, None);
-        }
-        (None, Some(shape), None) => {
-            let product = Product::new(*shape, &machine, options)?;
-            let run = product.run(args, &machine, options, None)?;
-            print(args, &run.report, Some(&product.gemm));
-        }
-        (None, None, Some(path)) => list(args, path, &machine, options, ui)?,
-        _ => bail!(Usage("simulate: wanted one of a program, --gemm and --gemm-csv, found none or several".into())),
-    }
-    Ok(ExitCode::SUCCESS)
+/// Runs one.
+pub fn one(args: &SimulateArgs, shape: Shape, machine: &Machine, options: Options) -> anyhow::Result<()> {
+    let product = Product::new(shape, machine, options)?;
+    let run = product.run(args, machine, options, None)?;
+    print(args, &run.report, &product.gemm);
+    Ok(())
 }
 
 /// A matrix multiplication, ready to run, with what it has to give where values are computed.
@@ -105,82 +77,32 @@ impl Product {
     }
 }
 
-/// Runs what `simulator` makes, with the trace and the page that were asked for.
-fn observed<'p>(
-    args: &SimulateArgs,
-    program: &'p Program,
-    machine: &'p Machine,
-    title: &str,
-    simulator: impl FnOnce() -> Result<Simulator<'p>, lapidary_simulator::SimError>,
-) -> anyhow::Result<Run> {
-    let place = || title.to_string();
-    let mut timeline = args.report.is_some().then(Timeline::default);
-    let run = match &args.trace {
-        None => watched(simulator().with_context(place)?, &mut timeline).with_context(place)?,
-        Some(path) => {
-            let mut run = None;
-            write(path, |out| {
-                let mut trace = ChromeTrace::new(out, program, machine);
-                run = Some(watched(simulator()?, &mut (&mut trace, &mut timeline))?);
-                trace.finish()?;
-                anyhow::Ok(())
-            })?;
-            run.context("a run")?
-        }
-    };
-    if let (Some(path), Some(timeline)) = (&args.report, &timeline) {
-        let page = html::page(&run.report, timeline, title)?;
-        write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
-    }
-    if let Some(path) = &args.csv {
-        write(path, |out| Ok(out.write_all(csv::by_class(&run.report).as_bytes())?))?;
-    }
-    Ok(run)
-}
-
-fn watched(simulator: Simulator<'_>, observer: &mut impl Observer) -> Result<Run, lapidary_simulator::SimError> {
-    simulator.run_observed(observer)
-}
-
-/// A file that appears under its name when it is complete.
-fn write(path: &Path, content: impl FnOnce(&mut BufWriter<&mut File>) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    create_folder_of(path)?;
-    let written = replace_file(path, |file| {
-        let mut out = BufWriter::new(file);
-        content(&mut out)?;
-        Ok::<(), anyhow::Error>(out.flush()?)
-    });
-    written.with_context(|| format!("{}: cannot be written", path.display()))
-}
-
-fn print(args: &SimulateArgs, report: &Report, gemm: Option<&Gemm>) {
+fn print(args: &SimulateArgs, report: &Report, gemm: &Gemm) {
     match args.format {
         Format::Json => println!("{:#}", to_json(report, gemm)),
         Format::Text => {
-            if let Some(gemm) = gemm {
-                let grouped = |n: u64| text::grouped(n.into());
-                let s = &gemm.summary;
-                println!("gemm         {} × {} × {} (M × N × K), int8 × int8 -> int32", s.m, s.n, s.k);
-                println!(
-                    "array        {} cycles taken up by {} passes; {} if no cell ever idled",
-                    grouped(report.busy_cycles(Queue::Matrix)),
-                    grouped(s.passes),
-                    grouped(s.ideal_cycles)
-                );
-                println!(
-                    "operands     {} B moved, {} B compulsory",
-                    grouped(s.moved_bytes()),
-                    grouped(s.compulsory_bytes())
-                );
-            }
-            print!("{}", text::summary(report));
+            let grouped = |n: u64| text::grouped(n.into());
+            let s = &gemm.summary;
+            println!("gemm         {} × {} × {} (M × N × K), int8 × int8 -> int32", s.m, s.n, s.k);
+            println!(
+                "array        {} cycles taken up by {} passes; {} if no cell ever idled",
+                grouped(report.busy_cycles(Queue::Matrix)),
+                grouped(s.passes),
+                grouped(s.ideal_cycles)
+            );
+            println!(
+                "operands     {} B moved, {} B compulsory",
+                grouped(s.moved_bytes()),
+                grouped(s.compulsory_bytes())
+            );
+            print_report(args, report);
         }
     }
 }
 
-fn to_json(report: &Report, gemm: Option<&Gemm>) -> Value {
+fn to_json(report: &Report, gemm: &Gemm) -> Value {
     let mut value = json::to_json(report);
-    if let (Some(gemm), Value::Object(fields)) = (gemm, &mut value) {
+    if let Value::Object(fields) = &mut value {
         fields.insert("ideal_cycles".into(), gemm.summary.ideal_cycles.into());
         fields.insert("matrix_cycles".into(), report.busy_cycles(Queue::Matrix).into());
     }
@@ -188,7 +110,7 @@ fn to_json(report: &Report, gemm: Option<&Gemm>) -> Value {
 }
 
 /// Times every multiplication of a list, one after the other.
-fn list(args: &SimulateArgs, path: &Path, machine: &Machine, options: Options, ui: &Ui) -> anyhow::Result<()> {
+pub fn list(args: &SimulateArgs, path: &Path, machine: &Machine, options: Options, ui: &Ui) -> anyhow::Result<()> {
     if args.trace.is_some() || args.report.is_some() || args.csv.is_some() {
         bail!(Usage("--trace, --report, --csv: wanted none of them with --gemm-csv, found one".into()));
     }
