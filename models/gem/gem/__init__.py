@@ -9,10 +9,14 @@ What lives here, in reading order:
     block.py         SCAR, the feed-forward paths, one transformer block
     model.py         the three heads, caches, greedy generation
     weights.py       tensor names, safetensors in and out
+    quantize.py      codes and scales of weights and activations
+    quantized.py     a model in recipe `hybrid`
+    npu_numbers.py   the NPU's numbers: orders of sums, exp, ln
+    npu.py           a model in recipe `hybrid` as the NPU computes it
     data.py, tokenizer.py, train.py, mini.py         training
-    evaluate.py, reference.py, make_random_models.py what the Rust tests compare against
+    evaluate.py, reference.py, quantized_reference.py, make_random_models.py what the Rust tests compare against
 
-Kernels, quantization and everything that is fast live in the Rust crates.
+Kernels, other recipes and everything that is fast live in the Rust crates.
 
     >>> from gem.weights import load_model
     >>> model = load_model("tests/models/gem-mini")

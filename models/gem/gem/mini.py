@@ -19,6 +19,9 @@ from .data import encode_split, read_passages
 from .evaluate import measure, report
 from .export import export
 from .model import Gem
+from .npu import NpuGem
+from .quantized import load_quantized
+from .quantized_reference import stored_prompts, write_quantized_references
 from .reference import precision, write_references
 from .tokenizer import train_tokenizer
 from .train import LOG_FILE, Recipe, Trainer
@@ -165,6 +168,7 @@ def write_readme(evaluation: dict, path: Path) -> None:
         "| `evaluation.json` | everything measured, and how far fp32 is from fp64 |",
         "| `training-log.csv` | losses, rate, speed, and bits per byte on a part of the valid split |",
         "| `reference.npz`, `prompts.json` | outputs for 64 prompts; key names stand in `models/gem/gem/reference.py` |",
+        "| `reference-hybrid.npz` | the same prompts in recipe `hybrid`; names stand in `models/gem/gem/quantized_reference.py` |",
         "",
         "One command makes all of it, from the repository's root, with two threads:",
         "",
@@ -182,6 +186,7 @@ def finish(corpus: Path, run: Path, out: Path) -> None:
     """The folder of the trained model, from the run's last checkpoint."""
     export(run, out, "fp16")
     write_references(out, corpus, progress=True)
+    write_quantized_references(out, NpuGem(load_quantized(out)), stored_prompts(out), progress=True)
     evaluation = evaluate(corpus, out)
     (out / "evaluation.json").write_text(compact_json(evaluation) + "\n", encoding="utf-8")
     write_log(run, out / "training-log.csv")

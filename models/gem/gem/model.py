@@ -67,6 +67,10 @@ class Gem(nn.Module):
         logits, output = self._head(self.norm(x))
         return GemOutput(logits, output, pi, domain_logits, routing)
 
+    def new_cache(self) -> Cache:
+        """Of a sequence that has not begun."""
+        return Cache(self.config)
+
     def _check_input(self, ids: Tensor, cache: Cache | None) -> int:
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise ValueError(f"ids: wanted [B, T] with at least one token, found shape {list(ids.shape)}")
@@ -111,8 +115,8 @@ class Greedy:
 @torch.no_grad()
 def generate_greedy(model: Gem, prompt: Tensor, num_new: int) -> Greedy:
     """prompt [T] → the `num_new` tokens with the largest logits, ties lower id first; prefill, then single steps."""
-    cache = Cache(model.config)
     model.config.check_generation()
+    cache = model.new_cache()
     tokens, margins = [], []
     row = model(prompt[None], cache).logits[0, -1]
     for i in range(num_new):
