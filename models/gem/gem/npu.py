@@ -2,7 +2,7 @@
 
 Codes of activations are rounded numbers, and a number that is off by its last bit sometimes has the next code; what comes behind sees a
 different row. Two right programs that add up in different orders are therefore apart by a good part of what quantization
-itself costs. This one adds up as the NPU does, from the documents, and shares nothing with the Rust code.
+itself costs. This one adds up as the NPU does. It shares no code with the Rust side.
 """
 
 from __future__ import annotations

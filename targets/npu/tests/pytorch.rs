@@ -1,5 +1,5 @@
 //! gem-mini in recipe `hybrid` on edge-32 against PyTorch: `tests/models/gem-mini/reference-hybrid.npz`, which
-//! `models/gem/gem/quantized_reference.py` makes from the documents alone, without this repository's Rust code.
+//! `models/gem/gem/quantized_reference.py` makes without this repository's Rust code.
 //!
 //! Compared are codes and scales of every weight, logits of each prompt's last token and of every greedy step, and the greedy tokens.
 //! Bounds:
