@@ -97,7 +97,7 @@ pub fn gemm_program(machine: &Machine, m: u32, n: u32, k: u32) -> Result<Gemm, L
     };
     let mut b = Builder::new();
     b.op_label(&format!("gemm {m},{n},{k}"), None);
-    let emitted = matmul(&mut b, machine, &op)?;
+    let emitted = matmul(&mut b, machine, &op, None)?;
     let mut program = b.finish()?;
     let segment = |address, end: u64, name: &str| Segment {
         address,

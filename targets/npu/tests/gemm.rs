@@ -144,9 +144,9 @@ fn large_programs_of_every_kind_are_verified() {
                         },
                         scratch: Scratch { begin: 32, bytes: machine.scratchpad.bytes - 32 },
                     };
-                    let emitted = matmul(&mut b, &machine, &op).expect("it fits");
+                    let emitted = matmul(&mut b, &machine, &op, None).expect("it fits");
                     let plan = emitted.plan.clone();
-                    emitted.release(&mut b);
+                    emitted.release(&mut b, None);
                     let program = b.finish().expect("a program");
                     let count = program.instructions.len();
                     assert!(count <= 900, "{preset} {op:?}: {count} instructions");

@@ -42,6 +42,40 @@ pub(super) struct Emitter<'a> {
     pub next_weights: Reg,
 }
 
+/// Weights that stream through the two halves of the weight buffer from one multiplication to the next: while the last tiles of one
+/// are in the array, the first of the next are on their way.
+#[derive(Debug)]
+pub struct WeightStream {
+    ring: Ring,
+}
+
+impl WeightStream {
+    /// Both halves are free.
+    pub fn open(b: &mut Builder) -> Result<WeightStream, LowerError> {
+        let full = b.token("weights", Queue::Load, Queue::Matrix)?;
+        let free = b.token("weights", Queue::Matrix, Queue::Load)?;
+        let stream = WeightStream { ring: Ring { full, free } };
+        stream.give(b);
+        Ok(stream)
+    }
+
+    fn give(&self, b: &mut Builder) {
+        b.sync(Queue::Matrix, &[], &[self.ring.free; 2]);
+    }
+
+    /// LOAD waits until both halves are free.
+    fn take(&self, b: &mut Builder) {
+        b.sync(Queue::Load, &[self.ring.free; 2], &[]);
+    }
+
+    /// Gives the counters back.
+    pub fn close(self, b: &mut Builder) {
+        self.take(b);
+        b.release(self.ring.full);
+        b.release(self.ring.free);
+    }
+}
+
 /// Tokens that wait for the next use when a multiplication is over: whose queue waits for them, and how many.
 type Credit = (Token, Queue, u32);
 
@@ -57,12 +91,15 @@ pub struct Emitted {
 impl Emitted {
     /// Takes back the tokens that are left over and gives the counters back, so that another lowering can have them. Every queue
     /// that fills a buffer waits for the last use of it.
-    pub fn release(self, b: &mut Builder) {
+    pub fn release(self, b: &mut Builder, stream: Option<&WeightStream>) {
         for (token, queue, count) in self.credits {
             b.sync(queue, &vec![token; count as usize], &[]);
         }
         for token in self.counters {
             b.release(token);
+        }
+        if let Some(stream) = stream.filter(|_| !self.plan.streams()) {
+            stream.give(b);
         }
     }
 }
@@ -70,12 +107,21 @@ impl Emitted {
 /// Adds a multiplication to a program.
 ///
 /// Rows at run time: with a count of 0 nothing is loaded and nothing computed. Registers are free again behind it, all
-/// counters hold what they held before once [`Emitted::release`] has been called.
-pub fn matmul(b: &mut Builder, machine: &Machine, op: &Matmul) -> Result<Emitted, LowerError> {
+/// counters hold what they held before once [`Emitted::release`] has been called, with the same stream.
+pub fn matmul(
+    b: &mut Builder,
+    machine: &Machine,
+    op: &Matmul,
+    stream: Option<&WeightStream>,
+) -> Result<Emitted, LowerError> {
     let plan = plan(machine, op)?;
     let mut credits = Vec::new();
     let mut counters = Vec::new();
-    b.scope(|b| emit(b, op, &plan, &mut credits, &mut counters))?;
+    let shared = stream.filter(|_| plan.streams());
+    if let (Some(stream), None) = (stream, shared) {
+        stream.take(b);
+    }
+    b.scope(|b| emit(b, op, &plan, shared, &mut credits, &mut counters))?;
     Ok(Emitted { plan, credits, counters })
 }
 
@@ -83,6 +129,7 @@ fn emit(
     b: &mut Builder,
     op: &Matmul,
     plan: &Plan,
+    stream: Option<&WeightStream>,
     credits: &mut Vec<Credit>,
     counters: &mut Vec<Token>,
 ) -> Result<(), LowerError> {
@@ -100,7 +147,10 @@ fn emit(
         WeightSlots::Two => 2,
         WeightSlots::Strips(slots) => slots,
     };
-    let weights = ring(b, "weights", Queue::Load, Queue::Matrix, slots)?;
+    let weights = match stream {
+        Some(stream) => stream.ring,
+        None => ring(b, "weights", Queue::Load, Queue::Matrix, slots)?,
+    };
     let operand = match plan.operand {
         Operand::Given => None,
         Operand::Block { .. } | Operand::All => Some(ring(b, "activations", Queue::Load, Queue::Matrix, 0)?),
@@ -150,6 +200,11 @@ fn emit(
 }
 
 impl Plan {
+    /// Whether its weights take turns in the two halves of the weight buffer and leave them as they found them.
+    fn streams(&self) -> bool {
+        self.weights == WeightSlots::Two && (self.chunks.count() * self.tiling.strips).is_multiple_of(2)
+    }
+
     /// Blocks of rows that there is room for.
     pub(super) fn block_slots(&self) -> u32 {
         match self.operand {

@@ -27,7 +27,7 @@ use lapidary_npu_isa::Reg;
 use lapidary_npu_isa::choice::Type;
 use lapidary_npu_isa::machine::Machine;
 
-pub use emit::{Emitted, matmul};
+pub use emit::{Emitted, WeightStream, matmul};
 pub use plan::{Moved, Plan, Summary, plan};
 pub use tiling::{Tiling, WeightFormat};
 

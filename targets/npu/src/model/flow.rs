@@ -10,7 +10,7 @@ use super::order::{Area, Order, Space};
 use super::scratch::Scratch;
 use crate::builder::{Builder, Place, Value, maybe};
 use crate::error::LowerError;
-use crate::matmul::{self, Activations, Destination, Emitted, Matmul, Scales};
+use crate::matmul::{self, Activations, Destination, Emitted, Matmul, Scales, WeightStream};
 
 /// Rows of elements in the scratchpad or in DRAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +57,22 @@ pub struct Flow<'m> {
     /// Working memory of the op that is being made.
     pub scratch: Scratch,
     order: Order,
+    weights: WeightStream,
 }
 
 impl<'m> Flow<'m> {
     /// Nothing yet.
-    pub fn new(machine: &'m Machine, scratch: Scratch) -> Flow<'m> {
-        Flow { b: Builder::new(), machine, scratch, order: Order::default() }
+    pub fn new(machine: &'m Machine, scratch: Scratch) -> Result<Flow<'m>, LowerError> {
+        let mut b = Builder::new();
+        let weights = WeightStream::open(&mut b)?;
+        Ok(Flow { b, machine, scratch, order: Order::default(), weights })
+    }
+
+    /// What has been made.
+    pub fn finish(self) -> Builder {
+        let Flow { mut b, weights, .. } = self;
+        weights.close(&mut b);
+        b
     }
 
     /// Registers that are taken inside are free again behind it.
@@ -214,7 +224,7 @@ impl<'m> Flow<'m> {
         for (queue, reads, writes) in uses {
             self.require(queue, reads, writes)?;
         }
-        let emitted = matmul::matmul(&mut self.b, self.machine, op)?;
+        let emitted = matmul::matmul(&mut self.b, self.machine, op, Some(&self.weights))?;
         for (queue, reads, writes) in uses {
             if !(reads.is_empty() && writes.is_empty()) {
                 self.order.touched(queue, reads, writes);
@@ -225,7 +235,7 @@ impl<'m> Flow<'m> {
 
     /// Takes a multiplication's tokens back: the queues that fill its buffers are behind those that emptied them.
     pub fn release(&mut self, emitted: Emitted) {
-        emitted.release(&mut self.b);
+        emitted.release(&mut self.b, Some(&self.weights));
         self.order.waited(Queue::Vector, Queue::Matrix);
         self.order.waited(Queue::Matrix, Queue::Vector);
     }

@@ -288,7 +288,7 @@ fn attempt(
     let homes = Homes::new(graph, room, machine.scratchpad.bytes / 16 * part, layout.arena, output)?;
     let temporaries = (layout.arena + homes.arena_bytes).next_multiple_of(weights::ALIGN);
     let scratch = Scratch::new(homes.scratchpad_bytes, machine.scratchpad.bytes, turns);
-    let mut flow = Flow::new(machine, scratch);
+    let mut flow = Flow::new(machine, scratch)?;
     let [tokens, output_rows, position] = match room.tokens {
         1 => [Value::Const(1), Value::Const(1), call(&mut flow, layout, max_tokens, room, &[2])?[0]],
         _ => {
@@ -302,7 +302,7 @@ fn attempt(
         ops::lower(&cx, &mut flow, NodeId(i as u32))?;
     }
     let arena_bytes = temporaries + cx.temporary_bytes() - layout.arena;
-    Ok(Entry { builder: flow.b, homes, arena_bytes })
+    Ok(Entry { builder: flow.finish(), homes, arena_bytes })
 }
 
 /// Words of the segment `call` in registers, which stay taken.

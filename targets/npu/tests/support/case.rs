@@ -284,9 +284,9 @@ impl Case {
             output: Output { element: self.element, tokens: token_scales, channels: channel_scales, to },
             scratch: Scratch { begin: 0, bytes: end },
         };
-        let emitted = matmul(&mut b, &self.machine, &op)?;
+        let emitted = matmul(&mut b, &self.machine, &op, None)?;
         let plan = emitted.plan.clone();
-        emitted.release(&mut b);
+        emitted.release(&mut b, None);
         if let Some(at) = result_at {
             b.barrier(&[Queue::Load, Queue::Store, Queue::Matrix, Queue::Vector])?;
             b.scope(|b| {
