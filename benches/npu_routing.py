@@ -228,12 +228,13 @@ def blocks_of(at, machine, modules):
     return most // count, read + (4 * WIDTH if read > 4 * WIDTH else 0)
 
 
-def bounds(at, machine, modules, per_token, tokens):
+def bounds(at, machine, modules, per_token, tokens, uncut=False):
     """Cycles of the op of modules if DRAM and array work at the same time, and if one waits for the other. All modules that anybody
-    chose have the same number of rows here."""
+    chose have the same number of rows here. Uncut: all rows of a module are one block."""
     number = at[machine, modules, per_token, tokens]["reached"]
     rows = tokens * per_token / number
     size, row_bytes = blocks_of(at, machine, modules)
+    size = tokens if uncut else size
     bytes_per_cycle = SHAPES[machine][3]
     low = high = 0
     while rows > 0:
@@ -293,7 +294,13 @@ def tables(rows):
                   if r["machine"] == m and r["routing"] == "uniform"]
         low, high = zip(*ratios)
         print(f"{m}: measured / max {min(low):.2f} to {max(low):.2f}, measured / sum {min(high):.2f} to {max(high):.2f}")
-    print("\nRows of a block, bytes of DRAM per row, by modules\n")
+    print("\nDense / routed of 128 tokens, 16 modules, 2 per token: measured, closed form (both bounds), closed form with uncut blocks\n")
+    ratios = lambda m, uncut: [d / r for d, r in zip(bounds(at, m, 16, 16, 128, uncut), bounds(at, m, 16, 2, 128, uncut))]
+    both = lambda pair: f"{pair[0]:.2f}, {pair[1]:.2f}"
+    table(["machine", "measured", "closed form", "uncut"],
+          [[m, f"{at[m, 16, 16, 128]['modules_cycles'] / at[m, 16, 2, 128]['modules_cycles']:.2f}", both(ratios(m, False)), both(ratios(m, True))]
+           for m in MACHINES])
+    print("Rows of a block, bytes of DRAM per row, by modules\n")
     table(["machine", *map(str, MODULES)], [[m, *("%d, %d" % blocks_of(at, m, c) for c in MODULES)] for m in MACHINES])
     print("Bytes of dense over those of the modules, 16 modules\n")
     table(["machine", *(f"T = {t}" for t in TOKENS)],
