@@ -44,7 +44,7 @@ stages! {
     Group = "group",
     /// Going through modules, gathering their tokens: `lds`, `skip_if_zero`, `v.gather` and `load.rows` of an op of modules.
     Gather = "gather",
-    /// Adding results to their tokens: `v.scatter_add` and `store.add_rows` of an op of modules.
+    /// Adding results to their tokens: `v.scatter_add`, `store.rows` and `store.add_rows` of an op of modules.
     Scatter = "scatter",
 }
 
@@ -83,7 +83,7 @@ fn of_op(op: &Op, labelled: Labelled) -> Option<RoutingStage> {
         (Labelled::Modules, Op::Lds(_) | Op::SkipIfZero(_) | Op::VGather(_) | Op::LoadRows(_)) => {
             Some(RoutingStage::Gather)
         }
-        (Labelled::Modules, Op::VScatterAdd(_) | Op::StoreAddRows(_)) => Some(RoutingStage::Scatter),
+        (Labelled::Modules, Op::VScatterAdd(_) | Op::StoreAddRows(_) | Op::StoreRows(_)) => Some(RoutingStage::Scatter),
         (Labelled::Modules | Labelled::Nothing, _) => None,
     }
 }

@@ -329,7 +329,6 @@ impl Emitter<'_> {
     /// A block of rows: all strips.
     fn block(&self, b: &mut Builder, index: Value) -> Result<(), LowerError> {
         let (plan, buffers, block) = (self.plan, self.plan.buffers, i64::from(self.plan.block_rows));
-        b.sum(self.next_weights, self.op.weights, &[])?;
         let two_blocks = plan.blocks > 1 && plan.block_slots() == 2;
         let two_stages = matches!(plan.staging, Staging::Whole { slots: 2 });
         let odd = plan.turns() && plan.tiling.strips % 2 == 1 && plan.blocks > 1;
@@ -425,7 +424,6 @@ impl Emitter<'_> {
     /// Nest::Strips: M is known.
     fn strips(&self, b: &mut Builder) -> Result<(), LowerError> {
         let plan = self.plan;
-        b.sum(self.next_weights, self.op.weights, &[])?;
         if let (Scales::Dram(at), Some(ring)) = (self.op.output.tokens, self.block) {
             let rows = Value::Const(self.op.rows.most().into());
             self.load_factors(b, at, plan.buffers.tokens, rows, ring.full)?;

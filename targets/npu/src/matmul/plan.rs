@@ -14,7 +14,7 @@ use super::{Activations, Destination, Matmul, Rows, Scales};
 use crate::error::LowerError;
 
 /// A chunk of weights should not be much smaller, or the DMA's setup and latency show.
-const CHUNK_BYTES: u64 = 1024;
+const CHUNK_BYTES: u64 = 1536;
 
 /// What a load takes at least, more or less, until its bytes are there.
 const LOAD_CYCLES: u64 = 40;

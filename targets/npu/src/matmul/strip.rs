@@ -101,6 +101,11 @@ impl Emitter<'_> {
             };
             let chunks = plan.chunks;
             let single = chunks.count() == 1;
+            let stride = plan.tiling.strip_stride() as i64;
+            let begin = self.op.weights.plus(s.offset * stride);
+            if s.load_weights {
+                b.sum(self.next_weights, begin, &[(s.index, stride)])?;
+            }
             let chunk = |b: &mut Builder, units, first, last, index: Value, add: i64| {
                 b.scope(|b| {
                     let chunk = self.chunk_places(b, s, (units, first, last), index, add)?;
@@ -109,12 +114,12 @@ impl Emitter<'_> {
             };
             chunk(b, chunks.first, true, single, Value::ZERO, 0)?;
             b.repeat("chunk", Value::Const(chunks.mids.into()), 0, |b, i| chunk(b, chunks.mid, false, false, i, 1))?;
+            if s.load_weights && i64::from(chunks.mids) > FOLLOWED {
+                let units = i64::from(plan.tiling.units - chunks.last);
+                b.sum(self.next_weights, begin, &[(s.index, stride), (columns.unit, units)])?;
+            }
             if !single {
                 chunk(b, chunks.last, false, true, Value::ZERO, i64::from(chunks.mids) + 1)?;
-            }
-            let pad = plan.tiling.strip_stride() - plan.tiling.strip_bytes(plan.tiling.array_cols);
-            if s.load_weights {
-                b.increase(self.next_weights, pad as i64)?;
             }
             self.drain(b, s, &columns, sums)
         })

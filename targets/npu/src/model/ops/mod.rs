@@ -62,6 +62,8 @@ pub fn lower(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Result<(), Lo
     for (output, address) in cx.graph.outputs.iter().zip(&cx.layout.outputs) {
         let home = cx.value(output.value);
         if node.results.contains(&output.value) && home.on_chip() {
+            // Results that the host may read are nothing that the op needs.
+            flow.b.op_label(&format!("out.{}", output.name), None);
             flow.scope(|flow| dense::store_output(cx, flow, output.value, *address))?;
         }
     }
