@@ -234,10 +234,16 @@ impl<'m> Flow<'m> {
     }
 
     /// Takes a multiplication's tokens back: the queues that fill its buffers are behind those that emptied them.
-    pub fn release(&mut self, emitted: Emitted) {
+    pub fn release(&mut self, emitted: Emitted) -> Result<(), LowerError> {
         emitted.release(&mut self.b, Some(&self.weights));
-        self.order.waited(Queue::Vector, Queue::Matrix);
         self.order.waited(Queue::Matrix, Queue::Vector);
+        // Without rows VECTOR has not waited for anything.
+        let token = self.b.token("the end of a multiplication", Queue::Matrix, Queue::Vector)?;
+        self.b.sync(Queue::Matrix, &[], &[token]);
+        self.b.sync(Queue::Vector, &[token], &[]);
+        self.b.release(token);
+        self.order.waited(Queue::Vector, Queue::Matrix);
+        Ok(())
     }
 
     /// An address in the scratchpad; a register of the current scope holds what does not fit.

@@ -185,7 +185,7 @@ fn on_array(
         let wanted = format!("room for {} rows", emitted.plan.rows_with_room());
         return Err(LowerError::argument("rows of a product", wanted, rows.room));
     }
-    flow.release(emitted);
+    flow.release(emitted)?;
     flow.scratch.back_to(mark);
     Ok(())
 }
