@@ -84,6 +84,8 @@ def train_on(corpus: Path, name: str, minutes: float, out: Path, seed: int = 0, 
         millions = count_parameters(trainer.model) / 1e6
         print(f"{name}: {millions:.2f} M parameters, {len(domains)} domains, {recipe.steps} steps, now at {trainer.step}")
     trainer.run(progress=progress, deadline=started + 60 * minutes)
+    if trainer.step == 0:  # an hour or a second: a model comes out
+        trainer.run(until=1)
     if progress and trainer.step < recipe.steps:
         print(f"stopped at step {trainer.step} of {recipe.steps}; the same command continues")
     export(run, out, "fp16")

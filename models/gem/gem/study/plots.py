@@ -48,7 +48,8 @@ class Scale:
     """Values low to high as heights of the plotting area, with rounded marks."""
 
     def __init__(self, low: float, high: float):
-        span = max(high - low, 1e-9)
+        high = high if high > low else low + 1
+        span = high - low
         step = 10 ** math.floor(math.log10(span / 4))
         step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 6)
         self.low, self.high = math.floor(low / step) * step, math.ceil(high / step) * step
