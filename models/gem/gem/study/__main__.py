@@ -17,7 +17,7 @@ import torch
 
 from ..export import compact_json
 from . import made_up, plots, tables
-from .plan import ROUTED, Plan, full_plan, smoke_plan
+from .plan import DISTILLATION_WEIGHT, ROUTED, Plan, full_plan, smoke_plan
 from .runs import Text, execute
 
 TABLES_FILE, MARKDOWN_FILE, PLOTS_FOLDER = "tables.json", "tables.md", "plots"
@@ -62,15 +62,18 @@ def main() -> None:
     parser.add_argument("--minutes-per-run", type=float, help="a run that takes longer is left for the next call")
     parser.add_argument("--seeds", type=int, default=1, help="trains what is trained from scratch so often")
     parser.add_argument("--threads", type=int, help="part of what makes a run repeatable; default: 2, 1 with --smoke")
+    parser.add_argument(
+        "--distillation-weight", type=float, default=DISTILLATION_WEIGHT, help="of preserved runs (default: %(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="names the runs and ends")
     args = parser.parse_args()
     torch.set_num_threads(args.threads or (1 if args.smoke else 2))
     if args.smoke:
-        plan = smoke_plan()
+        plan = smoke_plan(weight=args.distillation_weight)
     elif args.mini is None or args.corpus is None:
         parser.error("--mini and --corpus are needed without --smoke")
     else:
-        plan = full_plan(args.mini, args.seeds)
+        plan = full_plan(args.mini, args.seeds, args.distillation_weight)
     if args.list:
         print(json.dumps([{"name": r.name, "part": r.part, "steps": r.recipe.steps} for r in plan.runs], indent=1))
         return

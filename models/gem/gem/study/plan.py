@@ -94,7 +94,7 @@ FINE_TUNING = Recipe(
     steps=120,
     batch_size=12,
     length=384,
-    learning_rate=1e-3,
+    learning_rate=3e-4,
     warmup_steps=10,
     horizon_steps=120,
     cooldown_steps=0,
@@ -108,11 +108,11 @@ MINI_MODULES_PER_TOKEN = 2.48
 """Of gem-mini, tests/models/gem-mini/evaluation.json."""
 
 
-def full_plan(mini: Path, seeds: int = 1) -> Plan:
+def full_plan(mini: Path, seeds: int = 1, weight: float = DISTILLATION_WEIGHT) -> Plan:
     """gem-mini's comparison. `mini` is its folder, whose weights are the routed model of seed 0."""
     config, recipe = preset("gem-mini"), RECIPES["gem-mini"]
     runs = trained(config, recipe, MINI_MODULES_PER_TOKEN, seeds, mini)
-    runs += tuned(config, FINE_TUNING, DISTILLATION_WEIGHT, length=128, refresh_every=10)
+    runs += tuned(config, FINE_TUNING, weight, length=128, refresh_every=10)
     return Plan("full", tuple(runs), mini / "tokenizer.json", None, 65536, 8192)
 
 
@@ -120,7 +120,7 @@ SMOKE_DOMAINS = ("conversation", "finance", "law", "stem")
 SMOKE_MODULES_PER_TOKEN = 1.5
 
 
-def smoke_plan(domains: Sequence[str] = SMOKE_DOMAINS) -> Plan:
+def smoke_plan(domains: Sequence[str] = SMOKE_DOMAINS, weight: float = DISTILLATION_WEIGHT) -> Plan:
     """All parts at gem-tiny's size, with too few steps to say anything about routing."""
     config = preset("gem-tiny", domains)
     short = {"batch_size": 4, "length": 64, "checkpoint_every": 10, "evaluate_every": 1000, "log_every": 5}
@@ -129,5 +129,5 @@ def smoke_plan(domains: Sequence[str] = SMOKE_DOMAINS) -> Plan:
     )
     tuning = dataclasses.replace(FINE_TUNING, steps=12, warmup_steps=2, horizon_steps=12, bf16=False, **short)
     runs = trained(config, recipe, SMOKE_MODULES_PER_TOKEN, 1, None)
-    runs += tuned(config, tuning, DISTILLATION_WEIGHT, length=32, refresh_every=4)
+    runs += tuned(config, tuning, weight, length=32, refresh_every=4)
     return Plan("smoke", tuple(runs), None, 4096, 2048, 1024)
