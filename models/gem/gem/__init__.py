@@ -13,8 +13,12 @@ What lives here, in reading order:
     quantized.py     a model in recipe `hybrid`
     npu_numbers.py   the NPU's numbers: orders of sums, exp, ln
     npu.py           a model in recipe `hybrid` as the NPU computes it
-    data.py, tokenizer.py, train.py, mini.py         training
-    evaluate.py, reference.py, quantized_reference.py, make_random_models.py what the Rust tests compare against
+    data.py, tokenizer.py, presets.py, train.py, train_command.py, mini.py         training
+    preservation.py  fine-tuning that keeps what the model knew
+    cost.py, variants.py                             sizes; dense models and ablations to compare with
+    evaluate.py, routing_figures.py                  what is measured
+    study/           the comparison behind docs/gem-study.md
+    reference.py, quantized_reference.py, make_random_models.py what the Rust tests compare against
 
 Kernels, other recipes and everything that is fast live in the Rust crates.
 

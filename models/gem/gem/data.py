@@ -21,6 +21,19 @@ def read_passages(corpus: str | Path, domain: str, split: str) -> list[str]:
     return path.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
 
 
+def domains_of(corpus: str | Path) -> tuple[str, ...]:
+    """The domains a folder has text of, in the order of their names. Each needs all three splits."""
+    corpus = Path(corpus)
+    domains = tuple(sorted(path.name.removesuffix(".train.txt") for path in corpus.glob("*.train.txt")))
+    if not domains:
+        raise ValueError(f"{corpus}: wanted files named <domain>.train.txt, found none")
+    for domain in domains:
+        for split in ("valid", "test"):
+            if not (corpus / f"{domain}.{split}.txt").exists():
+                raise ValueError(f"{corpus}: wanted {domain}.{split}.txt beside {domain}.train.txt, found none")
+    return domains
+
+
 @dataclass
 class Passage:
     domain: int
@@ -34,6 +47,38 @@ def encode_split(corpus: str | Path, domains: tuple[str, ...], split: str, token
         texts = read_passages(corpus, domain, split)
         for text, encoding in zip(texts, tokenizer.encode_batch(texts, add_special_tokens=False)):
             out.append(Passage(d, np.array(encoding.ids, np.int64), len(text.encode())))
+    return out
+
+
+def cut(passages: list[Passage], longest: int, tokenizer: Tokenizer) -> list[Passage]:
+    """Passages of more than `longest` tokens in pieces of at most so many, each of which then stands alone.
+
+    Byte-level pieces have one character a byte, which says how many bytes of the text each token is.
+    """
+    out = []
+    for p in passages:
+        if len(p.ids) <= longest:
+            out.append(p)
+            continue
+        for start in range(0, len(p.ids), longest):
+            ids = p.ids[start : start + longest]
+            out.append(Passage(p.domain, ids, sum(len(tokenizer.id_to_token(int(i))) for i in ids)))
+    return out
+
+
+def some(passages: list[Passage], max_tokens: int | None) -> list[Passage]:
+    """The first passages of each domain, one of each in turn, until `max_tokens` tokens would be passed (None: all)."""
+    if max_tokens is None:
+        return passages
+    queues = [[p for p in passages if p.domain == d] for d in sorted({p.domain for p in passages})]
+    out, tokens = [], 0
+    for turn in range(max(map(len, queues), default=0)):
+        for queue in queues:
+            if turn < len(queue):
+                tokens += len(queue[turn].ids)
+                if out and tokens > max_tokens:
+                    return out
+                out.append(queue[turn])
     return out
 
 

@@ -1,6 +1,8 @@
 """Measures a language model on corpus passages: bits per byte, router accuracy, and where tokens were routed.
 
-    python -m gem.evaluate --model tests/models/gem-mini --corpus ../shared/corpus --split valid
+    python -m gem.evaluate tests/models/gem-mini --corpus ../shared/corpus --split valid
+
+prints tables, or with `--json` all that was measured. The definitions are `docs/gem-study.md`'s.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +19,9 @@ from torch import Tensor
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from .data import Passage, encode_split
+from .data import Passage, cut, encode_split, some
 from .model import Gem
+from .routing_figures import Watch
 from .tokenizer import SEPARATOR_ID
 from .weights import TOKENIZER_FILE, load_model
 
@@ -39,7 +43,9 @@ class Tally:
 
 
 @torch.no_grad()
-def measure(model: Gem, passages: list[Passage], batch_size: int = 16, progress: bool = False) -> Tally:
+def measure(
+    model: Gem, passages: list[Passage], batch_size: int = 16, progress: bool = False, watch: Watch | None = None
+) -> Tally:
     """Each passage stands alone behind one separator, which is context and not counted.
 
     Passages of similar length share a batch and are filled up on the right: nothing in a model that can
@@ -76,6 +82,8 @@ def measure(model: Gem, passages: list[Passage], batch_size: int = 16, progress:
             tally.module_visits[:, layer].index_add_(0, labels, modules.sum(1))
             counts = F.one_hot(modules.sum(-1), clusters + 1) * counted[..., None]
             tally.module_counts[:, layer].index_add_(0, labels, counts.sum(1))
+        if watch is not None:
+            watch.see(model, out, labels, lengths, counted)
     return tally
 
 
@@ -112,17 +120,89 @@ def report(model: Gem, tally: Tally) -> dict:
     }
 
 
+def evaluate(model: Gem, passages: list[Passage], progress: bool = False) -> dict:
+    """All figures: `report`'s, and those of `routing_figures`."""
+    watch = Watch()
+    tally = measure(model, passages, progress=progress, watch=watch)
+    return report(model, tally) | watch.report(model)
+
+
+def load_for_measuring(folder: str | Path) -> tuple[Gem, Tokenizer]:
+    model = load_model(folder)
+    model.fast = True
+    return model, Tokenizer.from_file(str(Path(folder) / TOKENIZER_FILE))
+
+
+def passages_of(
+    corpus: str | Path, split: str, model: Gem, tokenizer: Tokenizer, max_tokens: int | None
+) -> list[Passage]:
+    """At most `max_tokens` of a split (None: all), passages that are too long for the model in pieces."""
+    passages = encode_split(corpus, model.config.domain_names, split, tokenizer)
+    return some(cut(passages, model.config.max_position_embeddings - 1, tokenizer), max_tokens)
+
+
+def tables(figures: dict) -> str:
+    """The figures of `evaluate`, for people."""
+    bits, accuracy, modules = (figures[k] for k in ("bits_per_byte", "token_router_accuracy", "modules_per_token"))
+    names = [name for name in bits if name != "mean"]
+    routed = figures["router_accuracy_by_context"] is not None
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f} %"
+
+    rows = [
+        [n, f"{bits[n]:.3f}", share(accuracy[n] if routed else None), f"{modules['mean_by_domain'][n]:.2f}",
+         f"{figures['num_tokens'][n]:,}", f"{figures['num_bytes'][n]:,}"]
+        for n in names
+    ]  # fmt: skip
+    mean = share(accuracy["mean"] if routed else None)
+    totals = [f"{sum(figures[k].values()):,}" for k in ("num_tokens", "num_bytes")]
+    rows.append(["all", f"{bits['mean']:.3f}", mean, f"{modules['mean']:.2f}", *totals])
+    heads = ["domain", "bits per byte", "token router right", "modules per token", "tokens", "bytes"]
+    out = [markdown_table(heads, rows)]
+    rows = [
+        [str(i), f"{modules['mean_by_layer'][i]:.2f}", f"{keys:.1f}", f"{mi['bits']:.3f}", f"{mi['shuffled_bits']:.3f}",
+         f"{mi['independent_bias_bits']:.6f}"]
+        for i, (keys, mi) in enumerate(zip(figures["attended_keys_by_layer"], figures["mutual_information"]))
+    ]  # fmt: skip
+    heads = ["layer", "modules per token", "keys attended to", "I(domain; module), bits", "of it bias, shuffled labels",
+             "of it bias, Miller–Madow"]  # fmt: skip
+    out.append(markdown_table(heads, rows))
+    if routed:
+        rows = [
+            [str(r["tokens"]), str(r["passages"]), share(r["mean"]), *(share(r["by_domain"][n]) for n in names)]
+            for r in figures["router_accuracy_by_context"]
+        ]
+        out.append(markdown_table(["tokens read", "passages", "router right", *names], rows))
+    return "\n\n".join(out)
+
+
+def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+DEFAULT_TOKENS = 65536
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder with config.json, model.safetensors, tokenizer.json")
-    parser.add_argument("--corpus", required=True)
+    parser.add_argument("model", help="folder with config.json, model.safetensors, tokenizer.json")
+    parser.add_argument("--corpus", required=True, help="folder with <domain>.<split>.txt")
     parser.add_argument("--split", default="valid", choices=("train", "valid", "test"))
+    parser.add_argument(
+        "--tokens", type=int, default=DEFAULT_TOKENS,
+        help="first passages of all domains in turn, up to so many tokens; 0: all (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, help="default: PyTorch's")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    model = load_model(args.model)
-    model.fast = True
-    tokenizer = Tokenizer.from_file(f"{args.model}/{TOKENIZER_FILE}")
-    passages = encode_split(args.corpus, model.config.domain_names, args.split, tokenizer)
-    print(json.dumps(report(model, measure(model, passages, progress=True)), indent=2))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, tokenizer = load_for_measuring(args.model)
+    passages = passages_of(args.corpus, args.split, model, tokenizer, args.tokens or None)
+    figures = evaluate(model, passages, progress=True)
+    print(json.dumps(figures, indent=2) if args.json else tables(figures))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +27,12 @@ def export(run: Path, out: Path, dtype: str) -> int:
     save_model(model, out, dtype)
     shutil.copyfile(run / TOKENIZER_FILE, out / TOKENIZER_FILE)
     return state["step"]
+
+
+def compact_json(value: dict) -> str:
+    """Indented, but with lists of numbers on one line."""
+    text = json.dumps(value, indent=1)
+    return re.sub(r"\[[\d\s,.]*\]", lambda m: "[" + " ".join(m.group()[1:-1].split()) + "]", text)
 
 
 def main() -> None:

@@ -8,81 +8,25 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
-from .config import GemConfig
 from .data import encode_split, read_passages
 from .evaluate import measure, report
-from .export import export
+from .export import compact_json, export
 from .model import Gem
 from .npu import NpuGem
+from .presets import DOMAINS, RECIPES, preset
 from .quantized import load_quantized
 from .quantized_reference import stored_prompts, write_quantized_references
 from .reference import precision, write_references
 from .tokenizer import train_tokenizer
-from .train import LOG_FILE, Recipe, Trainer
+from .train import LOG_FILE, Trainer
 from .weights import TOKENIZER_FILE, WEIGHTS_FILE, count_parameters, load_model
 
-DOMAINS = ("adaptive", "commonsense", "conversation", "finance", "healthcare", "law", "multilingual", "stem")
-
-CONFIG = GemConfig.from_dict(
-    {
-        "model_type": "gem",
-        "architectures": ["GemForCausalLM"],
-        "is_causal": True,
-        "vocab_size": 4096,
-        "hidden_size": 192,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "intermediate_size": 384,
-        "module_intermediate_size": 96,
-        "num_domains": len(DOMAINS),
-        "domain_names": list(DOMAINS),
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-        "num_labels": 0,
-        "scar": {
-            "num_clusters": 16,
-            "dim": 32,
-            "lambda": 0.5,
-            "policy": "top_p",
-            "k_min": 1,
-            "k_max": 6,
-            "p": 0.7,
-            "tau": 0.1,
-            "capacity_factor": 1.25,
-            "norm_gates": False,
-            "memory": True,
-        },
-        "attention": {"kind": "clustered", "window": 64, "sinks": 4, "cluster_cap": 64},
-        "token_router": {
-            "hidden_size": 64,
-            "num_layers": 2,
-            "num_heads": 2,
-            "intermediate_size": 128,
-            "causal": True,
-            "window": 64,
-        },
-    }
-)
-
-RECIPE = Recipe(
-    steps=1500,
-    batch_size=12,
-    length=384,
-    learning_rate=3e-3,
-    warmup_steps=100,
-    horizon_steps=3600,
-    cooldown_steps=400,
-)
+CONFIG, RECIPE = preset("gem-mini"), RECIPES["gem-mini"]
 VALID_PASSAGES_PER_DOMAIN = 16  # measured while training; the whole split is measured at the end
 
 
@@ -191,12 +135,6 @@ def finish(corpus: Path, run: Path, out: Path) -> None:
     (out / "evaluation.json").write_text(compact_json(evaluation) + "\n", encoding="utf-8")
     write_log(run, out / "training-log.csv")
     write_readme(evaluation, out / "README.md")
-
-
-def compact_json(value: dict) -> str:
-    """Indented, but with lists of numbers on one line."""
-    text = json.dumps(value, indent=1)
-    return re.sub(r"\[[\d\s,.]*\]", lambda m: "[" + " ".join(m.group()[1:-1].split()) + "]", text)
 
 
 def main() -> None:

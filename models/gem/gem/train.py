@@ -109,12 +109,15 @@ class Trainer:
         if (self.folder / CHECKPOINT_FILE).exists():
             self._resume()
 
-    def run(self, until: int | None = None, progress: bool = False) -> Gem:
-        """Trains up to step `until` (all of them when None) and leaves a checkpoint there."""
+    def run(self, until: int | None = None, progress: bool = False, deadline: float | None = None) -> Gem:
+        """Trains up to step `until` (all of them when None) and leaves a checkpoint there.
+
+        At `deadline`, in `time.monotonic()`'s seconds, it stops sooner, with a checkpoint, too.
+        """
         until = self.recipe.steps if until is None else until
         bar = tqdm(total=self.recipe.steps, initial=self.step, desc="train", disable=not progress, mininterval=5)
-        started, since = time.monotonic(), self.step
-        while self.step < until:
+        started, since, saved = time.monotonic(), self.step, self.step
+        while self.step < until and not (deadline is not None and time.monotonic() > deadline):
             row = self._train_step()
             self.step += 1
             bar.update()
@@ -132,6 +135,9 @@ class Trainer:
                 bar.set_postfix(loss=row["next_token"], modules=row["modules_per_token"])
             if self.step % self.recipe.checkpoint_every == 0 or last:
                 self._save()
+                saved = self.step
+        if self.step > saved:
+            self._save()
         bar.close()
         return self.model
 
@@ -139,15 +145,18 @@ class Trainer:
         lr = rate(self.recipe, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch = self.batches[self.step]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
-            out = self.model(batch.ids)
-            terms = losses(out, batch, self.recipe)
+            terms = self._terms()
         self.optimizer.zero_grad()
         terms["total"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         return {**{k: v.detach() for k, v in terms.items()}, "gradient_norm": norm, "learning_rate": lr}
+
+    def _terms(self) -> dict[str, Tensor]:
+        """What this step makes smaller, under "total", and what else its row of the log says."""
+        batch = self.batches[self.step]
+        return losses(self.model(batch.ids), batch, self.recipe)
 
     def _evaluate(self) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
@@ -156,9 +165,18 @@ class Trainer:
     def _identity(self) -> dict:
         return {"config": self.model.config.to_dict(), "recipe": dataclasses.asdict(self.recipe)}
 
+    def _state(self) -> dict:
+        """Everything that the next step depends on and that is not in `_identity`."""
+        return {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _load_state(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
     def _save(self) -> None:
         path = self.folder / CHECKPOINT_FILE
-        state = {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = self._state()
         torch.save(state | self._identity(), path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)  # a run that is killed here still has the previous checkpoint
 
@@ -166,11 +184,9 @@ class Trainer:
         path = self.folder / CHECKPOINT_FILE
         state = torch.load(path, weights_only=True)
         for key, wanted in self._identity().items():
-            if state[key] != wanted:
-                raise ValueError(f"{path}: wanted the {key} {wanted}, found {state[key]}: give the run another folder")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+            if state.get(key) != wanted:
+                raise ValueError(f"{path}: wanted the {key} {wanted}, found {state.get(key)}: give the run another folder")
+        self._load_state(state)
         log = self.folder / LOG_FILE
         if log.exists():  # rows written after the checkpoint will be written again
             rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -187,3 +203,9 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 1 << 30)
+
+
+if __name__ == "__main__":
+    from gem.train_command import main
+
+    main()

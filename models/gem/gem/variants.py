@@ -1,0 +1,92 @@
+"""What gem-mini is compared with: dense models of equal size, and itself with one thing taken away.
+
+A dense model stays in the family, so that export, evaluation and the compiler take it as it is: threshold policy with
+tau 1 chooses no module, since with all cluster keys 0 every score is 1/C < 1, and then the general path works alone.
+The modules that a config cannot do without are there, as small as they can be, and never run; so is one SCAR query of
+size 1. Together they are below 1 % of gem-mini's size; they count as size and not as touched. Domains are kept, as
+names to measure by. Its attention sees as many keys as gem-mini's may: the window takes over the cluster's share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from .config import GemConfig
+from .cost import total_parameters, touched_parameters
+from .model import Gem
+from .presets import changed
+from .train import Recipe
+
+GRAIN = 8
+"""Sizes of the dense general path are multiples of this."""
+
+
+def dense(config: GemConfig, intermediate_size: int) -> GemConfig:
+    """`config` without token router, modules and memory, its general path of the given size."""
+    attention = config.attention
+    changes: dict[str, Any] = {
+        "intermediate_size": intermediate_size,
+        "module_intermediate_size": 1,
+        "token_router": None,
+        "scar.num_clusters": max(2, config.num_domains),
+        "scar.dim": 1,
+        "scar.policy": "threshold",
+        "scar.tau": 1.0,
+        "scar.k_min": 0,
+        "scar.k_max": 1,
+        "scar.memory": False,
+        "attention.window": attention.window + attention.cluster_cap,
+        "attention.cluster_cap": 1,  # the token itself, which its window has anyway
+    }
+    return changed(config, changes)
+
+
+def is_dense(config: GemConfig) -> bool:
+    """Whether no token can visit a module, given that all cluster keys are 0."""
+    return config.scar.policy == "threshold" and config.scar.tau == 1 and config.scar.num_clusters > 1
+
+
+def dense_active(config: GemConfig, modules_per_token: float) -> GemConfig:
+    """The dense model that touches as many parameters per generated token as `config` does."""
+    return _nearest(config, lambda c: touched_parameters(c, 0), touched_parameters(config, modules_per_token))
+
+
+def dense_total(config: GemConfig) -> GemConfig:
+    """The dense model that has as many parameters as `config`."""
+    return _nearest(config, total_parameters, total_parameters(config))
+
+
+def _nearest(config: GemConfig, size, wanted: float) -> GemConfig:
+    """The dense model of the size nearest to the wanted one; sizes are linear in the general path's."""
+    one, two = size(dense(config, GRAIN)), size(dense(config, 2 * GRAIN))
+    grains = max(1, round(1 + (wanted - one) / (two - one)))
+    return dense(config, grains * GRAIN)
+
+
+def dense_recipe(recipe: Recipe) -> Recipe:
+    """The same schedule without the terms that are about modules."""
+    return dataclasses.replace(recipe, domain_weight=0.0, balance_weight=0.0, budget_weight=0.0)
+
+
+@torch.no_grad()
+def silence_modules(model: Gem) -> None:
+    """All cluster keys 0. They stay so: a key gets no gradient where no module and no memory is chosen."""
+    for block in model.layers:
+        block.scar.keys.zero_()
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no-token-router": {"token_router": None},
+    "no-memory": {"scar.memory": False},
+    "full-attention": {"attention.kind": "full"},
+    "top-2": {"scar.policy": "top_k", "scar.k_max": 2},
+    "top-3": {"scar.policy": "top_k", "scar.k_max": 3},
+}
+"""Name → change. gem-mini's tokens visit 2.5 modules in the mean, so a fixed number is tried on either side."""
+
+
+def ablation(config: GemConfig, name: str) -> GemConfig:
+    return changed(config, ABLATIONS[name])
