@@ -1,5 +1,6 @@
 //! Models of the sizes that are really used, and odd ones between: lowered and held to the verifier, which sees every race, every
-//! address and every token of the programs. Nothing is computed, so no weights are needed.
+//! address and every token of the programs; and a decoded token is timed, with routing from outside. Nothing is computed, so no
+//! weights are needed.
 
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
@@ -10,8 +11,11 @@ use lapidary_compiler::ops::Policy;
 use lapidary_compiler::passes::{PassContext, run_pipeline};
 use lapidary_compiler::plan::default_chunk;
 use lapidary_compiler::quant::Builtin;
-use lapidary_npu_isa::Machine;
 use lapidary_npu_isa::verify::verify;
+use lapidary_npu_isa::{Machine, Program};
+use lapidary_simulator::Options;
+use lapidary_simulator::device::Device;
+use lapidary_simulator::routing::{Drawn, ModulesPerToken, Popularity, Routed};
 use lapidary_target_npu::model::{ModelOptions, lower_model};
 use support::model::{Model, Numbers, Random, full, odd_config};
 
@@ -25,7 +29,21 @@ fn check(graph: &Graph, machine: &str, max_tokens: u64, chunk_tokens: u64) -> Re
             verify(program, &machine).map_err(|e| format!("{name}: {e}"))?;
         }
     }
-    Ok(())
+    model.decode.as_ref().map_or(Ok(()), |decode| timed(decode, &machine).map_err(|e| format!("decode: {e}")))
+}
+
+/// Times a token whose course depends on routing alone: whatever else it depends on would be an error.
+fn timed(decode: &Program, machine: &Machine) -> Result<(), String> {
+    let mut device = Device::new(machine, Options::timing_only());
+    let popularity: Popularity = "uniform".parse().expect("a popularity");
+    let mut routing = Drawn::new(popularity, ModulesPerToken::Exactly(1), 1);
+    let mut run = || {
+        device.forget(decode, "weights")?;
+        device.write(decode, "call", &[1u32, 1, 5, 0].map(u32::to_le_bytes).concat())?;
+        device.run_routed(decode, Routed { routing: &mut routing, first_token: 5 }, &mut ())
+    };
+    let report = run().map_err(|e| e.to_string())?;
+    if report.cycles == 0 { Err("no cycles".into()) } else { Ok(()) }
 }
 
 /// Sizes from small to those of models that fill a phone.
@@ -70,7 +88,8 @@ fn many_sizes_on_the_preset_machines() {
 
 #[test]
 fn presets_of_models() {
-    let all = [("gem-tiny", "edge-16"), ("gem-small", "edge-32"), ("gem-50ms", "mobile-64"), ("gem-paper", "mobile-64")];
+    let all =
+        [("gem-tiny", "edge-16"), ("gem-small", "edge-32"), ("gem-50ms", "mobile-64"), ("gem-paper", "mobile-64")];
     let chosen = if full() { &all[..] } else { &all[..1] };
     for (name, machine) in chosen {
         let imported = import::load(&format!("preset:{name}"), &ImportOptions::default()).expect("a preset");

@@ -95,6 +95,10 @@ impl<'a> Lists<'a> {
         let stay = a.rows.most > 1 && ring_words > 0 && bytes <= flow.scratch.largest() / RINGS_PART;
         let area = flow.scratch.take(if stay { bytes } else { 4 * ring_words.max(1) })?;
         let rings = Matrix { stride: 4 * ring_words, ..Matrix::dense(area, 1, Type::I32) };
+        if ring_words == 0 {
+            // Whoever times without values has to know that nothing is in it.
+            flow.fill(&Matrix::dense(area, 1, Type::I32), 1, Value::Const(1), Value::ZERO)?;
+        }
         let mut clusters = None;
         if ring_words > 0 {
             let home = a.cx.value(a.cx.operand(a.node, 3));
