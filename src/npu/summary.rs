@@ -85,6 +85,9 @@ impl Summary<'_> {
         for line in &summary.reread {
             println!("moved more than once: {line}");
         }
+        if let Some(line) = &summary.idle {
+            println!("array: {line}");
+        }
         if compiled.decode.is_none() {
             println!("prefill only: {}", compiled.cannot_decode);
         }
@@ -146,6 +149,7 @@ impl Summary<'_> {
             "arena_bytes": summary.arena_bytes,
             "state_bytes": summary.state_bytes,
             "reread": summary.reread,
+            "idle": summary.idle,
             "max_tokens": compiled.max_tokens,
             "chunk_tokens": compiled.chunk_tokens,
             "weight_bytes_per_token": { "min": work.weight_bytes.min, "max": work.weight_bytes.max },

@@ -21,6 +21,7 @@ pub mod estimate;
 pub mod pack;
 pub mod plan;
 mod strip;
+mod summary;
 pub mod tiling;
 
 use lapidary_npu_isa::Reg;
@@ -28,7 +29,8 @@ use lapidary_npu_isa::choice::Type;
 use lapidary_npu_isa::machine::Machine;
 
 pub use emit::{Emitted, WeightStream, matmul};
-pub use plan::{Moved, Plan, Summary, plan};
+pub use plan::{Plan, plan};
+pub use summary::{Moved, Summary};
 pub use tiling::{Tiling, WeightFormat};
 
 use crate::builder::Place;

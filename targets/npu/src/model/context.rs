@@ -34,7 +34,7 @@ impl Rows {
 pub struct Context<'a> {
     /// The fused graph.
     pub graph: &'a Graph,
-    /// WeightImage in DRAM.
+    /// Weights in DRAM.
     pub weights: &'a WeightImage,
     /// Where else what lies in DRAM.
     pub layout: &'a Layout,
@@ -52,19 +52,6 @@ pub struct Context<'a> {
     pub position: Value,
     /// Where in DRAM ops have what does not fit their working memory.
     pub temporaries: u64,
-}
-
-/// What ops have in DRAM while they work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Temporary {
-    /// Codes of rows that products read.
-    Codes,
-    /// Their scales.
-    Scales,
-    /// Keys of attention that keeps none.
-    Keys,
-    /// Its values.
-    Values,
 }
 
 impl Context<'_> {
@@ -140,43 +127,13 @@ impl Context<'_> {
         }
     }
 
-    /// Bytes of each kind of temporary.
-    fn temporary_sizes(&self) -> [(Temporary, u64); 4] {
-        let rows = self.room.rows;
-        let (mut inputs, mut keys) = (0, 0);
-        for node in &self.graph.nodes {
-            match node.op {
-                Op::Linear | Op::LinearSwiglu | Op::ExpertFfn => {
-                    inputs = inputs.max(self.cols_of(self.operand(node, 0)))
-                }
-                Op::AttnRange if !node.keeps_keys() => keys = keys.max(self.cols_of(self.operand(node, 1))),
-                _ => (),
-            }
-        }
-        let align = |bytes: u64| bytes.next_multiple_of(ALIGN);
-        [
-            (Temporary::Codes, align(rows * inputs)),
-            (Temporary::Scales, align(4 * rows)),
-            (Temporary::Keys, align(4 * rows * keys)),
-            (Temporary::Values, align(4 * rows * keys)),
-        ]
-    }
-
-    /// Bytes of all temporaries.
-    pub fn temporary_bytes(&self) -> u64 {
-        self.temporary_sizes().iter().map(|(_, bytes)| bytes).sum()
-    }
-
-    /// A place in DRAM for the time of an op.
-    pub fn temporary(&self, which: Temporary) -> Area {
-        let mut at = self.temporaries;
-        for (temporary, bytes) in self.temporary_sizes() {
-            if temporary == which {
-                return Area::new(Space::Dram, at, bytes);
-            }
-            at += bytes;
-        }
-        Area::new(Space::Dram, at, 0)
+    /// Where in DRAM an op has rows of codes that its working memory has no room for, and their scales.
+    pub fn codes_in_dram(&self) -> [Area; 2] {
+        let reads_codes = |node: &&Node| matches!(node.op, Op::Linear | Op::LinearSwiglu | Op::ExpertFfn);
+        let inputs = self.graph.nodes.iter().filter(reads_codes).map(|node| self.cols_of(self.operand(node, 0))).max();
+        let codes =
+            Area::new(Space::Dram, self.temporaries, (self.room.rows * inputs.unwrap_or(0)).next_multiple_of(ALIGN));
+        [codes, Area::new(Space::Dram, codes.end, (4 * self.room.rows).next_multiple_of(ALIGN))]
     }
 
     /// An op that the NPU cannot do.

@@ -1,10 +1,10 @@
 //! Where values are between ops: in the scratchpad as long as there is room, else in DRAM.
 
-use lapidary_compiler::ir::{DType, Dim, Graph, Node, Op, SymbolId, ValueId};
+use lapidary_compiler::ir::{Dim, Graph, Node, Op, SymbolId, ValueId};
 use lapidary_npu_isa::address::Memory;
-use lapidary_npu_isa::choice::Type;
 
 use super::flow::Matrix;
+use super::layout::element;
 use super::order::{Area, Space};
 use super::weights::ALIGN;
 use crate::error::LowerError;
@@ -72,21 +72,12 @@ pub struct Homes {
     pub spilled: Vec<(String, u64)>,
 }
 
-/// Elements of a value, as they lie in memory: type and number per row.
-fn elements(graph: &Graph, value: ValueId, definition: Option<&Node>) -> (Type, u64, Option<u64>) {
-    let ty = graph.ty(value);
-    if let Some(node) = definition
-        && node.op == Op::RouteGroup
-        && node.results[0] == value
-    {
-        return (Type::I32, RECORD_WORDS, ty.rows().as_const());
+/// Elements of a row of a value, as it lies in memory: offsets of groups are records of a table.
+fn cols(graph: &Graph, value: ValueId, definition: Option<&Node>) -> u64 {
+    match definition {
+        Some(node) if node.op == Op::RouteGroup && node.results[0] == value => RECORD_WORDS,
+        _ => graph.ty(value).cols(),
     }
-    let element = match ty.dtype {
-        DType::U32 => Type::I32,
-        DType::U8 => Type::I8,
-        DType::F32 | DType::F16 | DType::BF16 => Type::F32,
-    };
-    (element, ty.cols(), None)
 }
 
 impl Homes {
@@ -144,7 +135,7 @@ impl Homes {
             if space == Space::Dram {
                 homes.spilled.push((node.map_or_else(String::new, |n| n.label.clone()), life.bytes));
             }
-            let (element, cols, _) = elements(graph, life.value, node);
+            let (cols, element) = (cols(graph, life.value, node), element(graph.ty(life.value).dtype));
             let area = Area::new(space, begin, life.bytes);
             homes.homes[life.value.0 as usize] = Some(Matrix::dense(area, cols, element));
         }
@@ -237,9 +228,9 @@ fn lives(graph: &Graph, room: Room, views: &[View]) -> Vec<Life> {
                 }
                 continue;
             }
-            let (element, cols, rows) = elements(graph, *value, Some(node));
-            let rows = rows.unwrap_or_else(|| room.of(graph, graph.ty(*value).rows()));
-            let bytes = (rows * cols * u64::from(element.bytes())).next_multiple_of(ALIGN);
+            let ty = graph.ty(*value);
+            let row_bytes = cols(graph, *value, Some(node)) * u64::from(element(ty.dtype).bytes());
+            let bytes = (room.of(graph, ty.rows()) * row_bytes).next_multiple_of(ALIGN);
             // The list of tokens and the table that the sequencer reads.
             let on_chip = node.op == Op::RouteGroup && place < 3;
             lives[value.0 as usize] =

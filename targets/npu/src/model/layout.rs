@@ -1,6 +1,9 @@
 //! Where what lies in DRAM behind the weights: what the host writes and reads, state, and values that do not stay on chip.
 
-use lapidary_compiler::ir::{DType, Dim, Graph, NodeId, SymbolId};
+use std::collections::HashMap;
+
+use lapidary_compiler::ir::{DType, Dim, Graph, Node, NodeId, Op, SymbolId};
+use lapidary_compiler::ops::{Policy, select_capacity};
 use lapidary_npu_isa::address::Memory;
 use lapidary_npu_isa::program::Segment;
 use lapidary_npu_isa::{Machine, choice::Type};
@@ -30,6 +33,8 @@ pub struct Layout {
     pub state_rows: u64,
     /// Results, in the order of the graph's outputs.
     pub outputs: Vec<u64>,
+    /// Capacities of modules by number of tokens, of the nodes that need them.
+    capacities: HashMap<NodeId, u64>,
     /// First byte of everything else.
     pub arena: u64,
     segments: Vec<Segment>,
@@ -78,8 +83,24 @@ impl Layout {
             add(&output.segment, at, bytes);
             places.push(at);
         }
+        // Constants of the programs, not weights: known to whoever times them without weights, too.
+        let (mut tables, mut capacities) = (Vec::<Vec<u32>>::new(), HashMap::new());
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let Some(table) = capacity_table(graph, node, room.tokens) else { continue };
+            let at = tables.iter().position(|known| *known == table).unwrap_or_else(|| {
+                tables.push(table);
+                tables.len() - 1
+            });
+            capacities.insert(NodeId(i as u32), at as u64);
+        }
+        let bytes: Vec<u8> = tables.concat().iter().flat_map(|word| word.to_le_bytes()).collect();
+        let begin = take(bytes.len() as u64);
+        capacities.values_mut().for_each(|at| *at = begin + *at * 4 * (room.tokens + 1));
+        let constants = Segment { address: begin, len_bytes: bytes.len() as u64, bytes, name: "capacities".into() };
         let arena = take(0);
+        segments.push(constants);
         Layout {
+            capacities,
             call,
             ids,
             state,
@@ -94,6 +115,11 @@ impl Layout {
     /// State of a node.
     pub fn state(&self, node: NodeId) -> Option<Area> {
         self.state[node.0 as usize]
+    }
+
+    /// Capacities of modules by number of tokens, u32 from 0 tokens on, of a `route.select` that looks across tokens.
+    pub fn capacities(&self, node: NodeId) -> u64 {
+        self.capacities[&node]
     }
 
     /// All segments, with an arena of so many bytes.
@@ -118,6 +144,16 @@ impl Layout {
         segments.retain(|s| s.len_bytes > 0);
         Ok(segments)
     }
+}
+
+/// How many tokens a module takes of 0, 1, … tokens; `None`: the node asks no such thing.
+fn capacity_table(graph: &Graph, node: &Node, most_tokens: u64) -> Option<Vec<u32>> {
+    if node.op != Op::RouteSelect || !Policy::of(&node.attrs).looks_across_tokens() {
+        return None;
+    }
+    let (factor, k_max) = (node.attrs.float("capacity_factor"), node.attrs.int("k_max") as usize);
+    let modules = graph.ty(node.results[0]).cols() as usize;
+    Some((0..=most_tokens).map(|tokens| select_capacity(factor, tokens as usize, k_max, modules) as u32).collect())
 }
 
 /// How the elements of a value lie in memory.

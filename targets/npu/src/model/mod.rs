@@ -140,7 +140,7 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
     if chunk_tokens == 0 || chunk_tokens > max_tokens {
         return Err(LowerError::argument("chunk_tokens", format!("1 to max_tokens = {max_tokens}"), chunk_tokens));
     }
-    let weights = WeightImage::new(graph, machine, max_tokens, chunk_tokens);
+    let weights = WeightImage::new(graph, machine, max_tokens);
     let outputs = layout::outputs(graph);
     let layout = Layout::new(graph, &weights, &outputs, max_tokens, Room::new(chunk_tokens));
     let entries = |machine: &Machine| -> Result<(Entry, Option<Entry>), LowerError> {
@@ -301,7 +301,8 @@ fn attempt(
     for i in 0..graph.nodes.len() {
         ops::lower(&cx, &mut flow, NodeId(i as u32))?;
     }
-    let arena_bytes = temporaries + cx.temporary_bytes() - layout.arena;
+    let [_, last] = cx.codes_in_dram();
+    let arena_bytes = last.end - layout.arena;
     Ok(Entry { builder: flow.finish(), homes, arena_bytes })
 }
 

@@ -4,7 +4,7 @@ use lapidary_npu_isa::Op;
 
 use super::context::Rows;
 use super::flow::{Flow, Matrix};
-use crate::builder::Value;
+use crate::builder::{Place, Value};
 use crate::error::LowerError;
 
 /// A block of rows.
@@ -65,12 +65,7 @@ impl Flow<'_> {
             };
             this.repeat("block", count, rows.most.div_ceil(size), |this, index| {
                 let left = this.b.reg("rows of a block")?;
-                match rows.count {
-                    Value::Const(n) => this.b.sum(left, crate::builder::Place::at(n as u64), &[(index, -block)])?,
-                    Value::Reg(reg) => {
-                        this.b.sum(left, crate::builder::Place { base: Some(reg), offset: 0 }, &[(index, -block)])?;
-                    }
-                }
+                this.b.sum(left, Place::of(rows.count), &[(index, -block)])?;
                 this.b.arithmetic(Op::Min, left, left, Value::Const(block))?;
                 this.b.arithmetic(Op::Max, left, left, Value::Const(0))?;
                 body(this, Block { index, size, rows: Value::Reg(left) })
@@ -86,7 +81,7 @@ impl Flow<'_> {
     }
 
     /// Executes the body for blocks of rows that are in the scratchpad: what it reads is loaded before it, what it writes is stored
-    /// behind it, unless their homes are there. `extra` bytes per row are the body's own, at `Block`'s rows each.
+    /// behind it, unless their homes are there. Half of the working memory is left to the body.
     pub fn by_rows(
         &mut self,
         rows: Rows,

@@ -2,14 +2,13 @@
 //!
 //! A matrix that activations are multiplied with lies in the array's order ([`crate::matmul::tiling`]); what the vector unit reads, and
 //! the embedding, of which rows are gathered, lie row by row. A weight that is used in two ways (an embedding that is also the
-//! head) lies there twice. Tables that the compiler knows (cosines and sines, capacities) lie behind the weights.
+//! head) lies there twice. Cosines and sines lie among them.
 
 use std::collections::HashMap;
 use std::io::Write;
 
 use half::f16;
 use lapidary_compiler::ir::{Graph, Node, Op, Storage, WeightId, WeightReader};
-use lapidary_compiler::ops::{Policy, select_capacity};
 use lapidary_compiler::quant::{QuantizedRows, Scales};
 use lapidary_npu_isa::Machine;
 use lapidary_npu_isa::choice::Type;
@@ -95,7 +94,6 @@ pub enum Placed {
 enum Piece {
     Weight(WeightId, Placed),
     Rope { head_dim: u64, theta: f64, rows: u64 },
-    Words(Vec<u32>),
 }
 
 /// What lies where.
@@ -103,7 +101,6 @@ enum Piece {
 pub struct WeightImage {
     placed: HashMap<(WeightId, Form), Placed>,
     ropes: HashMap<(u64, u32), u64>,
-    capacities: HashMap<usize, u64>,
     pieces: Vec<(u64, Piece)>,
     end: u64,
 }
@@ -119,9 +116,9 @@ pub fn format_of(storage: Storage) -> Option<WeightFormat> {
 
 impl WeightImage {
     /// Places all weights of a graph, module after module, and the tables that its ops need.
-    pub fn new(graph: &Graph, machine: &Machine, max_tokens: u64, chunk_tokens: u64) -> WeightImage {
+    pub fn new(graph: &Graph, machine: &Machine, max_tokens: u64) -> WeightImage {
         let mut weights = WeightImage::default();
-        for (at, node) in graph.nodes.iter().enumerate() {
+        for node in &graph.nodes {
             let fixed = node.op.num_fixed_operands();
             for operand in &node.operands[..fixed.min(node.operands.len())] {
                 if let Some(weight) = operand.weight() {
@@ -137,7 +134,7 @@ impl WeightImage {
                     }
                 }
             }
-            weights.tables(at, node, graph, max_tokens, chunk_tokens);
+            weights.table(node, max_tokens);
         }
         weights
     }
@@ -160,11 +157,6 @@ impl WeightImage {
     /// Rows of `head_dim` f32, cosines and then sines, by position.
     pub fn rope(&self, head_dim: u64, theta: f32) -> u64 {
         self.ropes[&(head_dim, theta.to_bits())]
-    }
-
-    /// Capacities of modules by number of tokens, u32, of a `route.select`.
-    pub fn capacities(&self, node: usize) -> u64 {
-        self.capacities[&node]
     }
 
     fn take(&mut self, bytes: u64, piece: Piece) -> u64 {
@@ -212,25 +204,16 @@ impl WeightImage {
         self.take(bytes, Piece::Weight(weight, placed));
     }
 
-    fn tables(&mut self, at: usize, node: &Node, graph: &Graph, max_tokens: u64, chunk_tokens: u64) {
-        match node.op {
-            Op::Rope => {
-                let (head_dim, theta) = (node.attrs.int("head_dim"), node.attrs.float("theta"));
-                if !self.ropes.contains_key(&(head_dim, theta.to_bits())) {
-                    let piece = Piece::Rope { head_dim, theta: theta.into(), rows: max_tokens };
-                    let address = self.take(4 * head_dim * max_tokens, piece);
-                    self.ropes.insert((head_dim, theta.to_bits()), address);
-                }
-            }
-            Op::RouteSelect if Policy::of(&node.attrs).looks_across_tokens() => {
-                let scores = node.operands[0].value().expect("the schema wants a value");
-                let num_clusters = graph.ty(scores).cols();
-                let words =
-                    (0..=chunk_tokens).map(|tokens| capacity(node, tokens as usize, num_clusters as usize)).collect();
-                let address = self.take(4 * (chunk_tokens + 1), Piece::Words(words));
-                self.capacities.insert(at, address);
-            }
-            _ => (),
+    /// Rows of cosines and sines, if the op turns anything.
+    fn table(&mut self, node: &Node, max_tokens: u64) {
+        if node.op != Op::Rope {
+            return;
+        }
+        let (head_dim, theta) = (node.attrs.int("head_dim"), node.attrs.float("theta"));
+        if !self.ropes.contains_key(&(head_dim, theta.to_bits())) {
+            let piece = Piece::Rope { head_dim, theta: theta.into(), rows: max_tokens };
+            let address = self.take(4 * head_dim * max_tokens, piece);
+            self.ropes.insert((head_dim, theta.to_bits()), address);
         }
     }
 
@@ -254,12 +237,6 @@ impl WeightImage {
     }
 }
 
-/// How many tokens a module takes of so many.
-fn capacity(node: &Node, tokens: usize, num_clusters: usize) -> u32 {
-    let (factor, k_max) = (node.attrs.float("capacity_factor"), node.attrs.int("k_max") as usize);
-    select_capacity(factor, tokens, k_max, num_clusters) as u32
-}
-
 /// How an op reads its weights.
 fn form(node: &Node) -> Form {
     match node.op {
@@ -272,7 +249,6 @@ impl Piece {
     fn bytes(&self, reader: &WeightReader<'_>) -> Result<Vec<u8>, LowerError> {
         let wrong = |e: &dyn std::fmt::Display| LowerError::Weights(e.to_string());
         match self {
-            Piece::Words(words) => Ok(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
             Piece::Rope { head_dim, theta, rows } => Ok(rope_rows(*head_dim, *theta, *rows)),
             Piece::Weight(weight, Placed::Floats(floats)) => {
                 let elems = reader.read_all_stored(*weight).map_err(|e| wrong(&e))?;

@@ -25,7 +25,6 @@ mod norm;
 pub mod numbers;
 mod product;
 mod route;
-mod rows;
 
 use lapidary_compiler::interp::{Data, Interpreter, Tensor};
 use lapidary_compiler::ir::{Graph, WeightSource};
@@ -42,7 +41,8 @@ pub fn interpreter<'a>(graph: &'a Graph, source: &'a dyn WeightSource) -> Interp
 /// What each op computes on the NPU.
 fn eval(op: Op) -> EvalFn {
     match op {
-        Op::Embed => rows::embed,
+        // What only moves numbers is the same everywhere.
+        Op::Embed | Op::Slice | Op::Fill | Op::LastRows | Op::RouteGroup => op.row().eval,
         Op::RmsNorm => norm::rms_norm,
         Op::Linear => product::linear,
         Op::LinearSwiglu => product::swiglu,
@@ -52,23 +52,19 @@ fn eval(op: Op) -> EvalFn {
         Op::Silu => elementwise::silu,
         Op::Gelu => elementwise::gelu,
         Op::Softmax => norm::softmax,
-        Op::Slice => rows::slice,
         Op::Rope => attention::rope,
         Op::AttnRange => attention::range,
         Op::AttnClustered => attention::clustered,
         Op::RouteScores => route::scores,
         Op::RouteCluster => route::cluster,
         Op::RouteSelect => route::select,
-        Op::RouteGroup => route::group,
         Op::RouteGather => |_| not_on_the_npu("route.gather"),
         Op::ExpertLinear => |_| not_on_the_npu("expert.linear"),
         Op::RouteCombine => |_| not_on_the_npu("route.combine"),
         Op::ExpertApply => |_| not_on_the_npu("expert.apply"),
         Op::ExpertFfn => expert::ffn,
         Op::RouteMemory => route::memory,
-        Op::Fill => rows::fill,
-        Op::LastRows => rows::last_rows,
-        Op::MeanRows => rows::mean_rows,
+        Op::MeanRows => norm::mean_rows,
         Op::L2Normalize => norm::l2_normalize,
     }
 }

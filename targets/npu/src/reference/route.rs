@@ -100,24 +100,6 @@ pub(super) fn select(cx: &EvalCx<'_>) -> Results {
     Ok(results)
 }
 
-/// `r.group` and `r.compact`: (token, module) pairs by module, then by token.
-pub(super) fn group(cx: &EvalCx<'_>) -> Results {
-    let (mask, gates) = (cx.value(0), cx.value(1).f32s());
-    let c_all = mask.cols();
-    let (mut offsets, mut tokens, mut token_gates) = (vec![0u32], Vec::new(), Vec::new());
-    for c in 0..c_all {
-        for t in 0..mask.rows() {
-            if mask.u8s()[t * c_all + c] != 0 {
-                tokens.push(t as u32);
-                token_gates.push(gates[t * c_all + c]);
-            }
-        }
-        offsets.push(tokens.len() as u32);
-    }
-    let token_gates = Tensor { shape: vec![token_gates.len()], data: Data::F32(token_gates) };
-    Ok(vec![Tensor::indices(offsets), Tensor::indices(tokens), token_gates])
-}
-
 /// `v.mix_rows` of all gates with all values: gates are 0 where nothing was selected.
 pub(super) fn memory(cx: &EvalCx<'_>) -> Results {
     let (gates, values) = (cx.value(1), cx.weight(2)?);

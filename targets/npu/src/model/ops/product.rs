@@ -2,7 +2,7 @@
 
 use lapidary_npu_isa::choice::Type;
 
-use super::super::context::{Context, Rows, Temporary};
+use super::super::context::{Context, Rows};
 use super::super::flow::{Flow, MatmulAreas, Matrix};
 use super::super::order::{Area, Space};
 use super::super::stream::Stream;
@@ -101,9 +101,9 @@ pub(super) fn reads_codes(weight: &Placed) -> bool {
 /// Rows quantized: in working memory if they leave enough of it for the product, else in DRAM.
 pub(super) fn quantized(cx: &Context<'_>, flow: &mut Flow<'_>, x: Stream, rows: Rows) -> Result<Codes, LowerError> {
     let bytes = rows.room * x.cols;
-    let (codes, scales) = match bytes + 4 * rows.room <= flow.scratch.largest() / 8 * 5 {
-        true => (flow.scratch.take(bytes)?, flow.scratch.take(4 * rows.room)?),
-        false => (cx.temporary(Temporary::Codes), cx.temporary(Temporary::Scales)),
+    let [codes, scales] = match bytes + 4 * rows.room <= flow.scratch.largest() / 8 * 5 {
+        true => [flow.scratch.take(bytes)?, flow.scratch.take(4 * rows.room)?],
+        false => cx.codes_in_dram(),
     };
     let codes = Codes { codes: Matrix::dense(codes, x.cols, Type::I8), scales: Matrix::dense(scales, 1, Type::F32) };
     quantize_into(flow, x, rows, &codes)?;
@@ -157,7 +157,7 @@ fn on_array(
     };
     // Factors of all columns, if they fit; rows of activations that come from DRAM want as much as there is.
     let wanted = match on_chip {
-        true => (4 * width + 64).max(64),
+        true => 4 * width + 64,
         false => flow.scratch.largest(),
     };
     let area = flow.scratch.take(wanted.min(flow.scratch.largest() / 32 * 32))?;

@@ -7,7 +7,7 @@ use lapidary_npu_isa::choice::{Broadcast, Type};
 use lapidary_npu_isa::format::{Compact, Group, SelectBoth, SelectColumns, SelectLimit, SelectMass, SelectRows};
 use lapidary_npu_isa::operand::{Flag, Maybe};
 
-use super::super::context::Context;
+use super::super::context::{Context, Rows};
 use super::super::flow::{Flow, Matrix};
 use super::super::order::{Area, Space};
 use super::super::stream::Stream;
@@ -110,11 +110,8 @@ pub(super) fn select(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done 
             .by_rows(rows, &[a], &[mask, gates], |flow, block, x, out| one(flow, block.rows, &x[0], &out[0], &out[1]));
     }
     // All tokens at once.
-    let here = |flow: &mut Flow<'_>, s: Stream| whole(flow, s, rows.room);
-    let (a_here, mask_here, gates_here) = (here(flow, a)?, here(flow, mask)?, here(flow, gates)?);
-    if !a.home.on_chip() {
-        flow.load(&a_here, &a.home, known(a.cols), rows.count)?;
-    }
+    let a_here = all_of(flow, a, rows)?;
+    let (mask_here, gates_here) = (room_for(flow, mask, rows)?, room_for(flow, gates, rows)?);
     one(flow, rows.count, &a_here, &mask_here, &gates_here)?;
     for (stream, here) in [(mask, mask_here), (gates, gates_here)] {
         if !stream.home.on_chip() {
@@ -125,19 +122,28 @@ pub(super) fn select(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done 
 }
 
 /// A place for all rows in the scratchpad: their home, or working memory.
-fn whole(flow: &mut Flow<'_>, s: Stream, room: u64) -> Result<Matrix, LowerError> {
+fn room_for(flow: &mut Flow<'_>, s: Stream, rows: Rows) -> Result<Matrix, LowerError> {
     match s.home.on_chip() {
         true => Ok(s.home),
         false => {
-            let bytes = room * s.cols * u64::from(s.home.element.bytes());
+            let bytes = rows.room * s.cols * u64::from(s.home.element.bytes());
             Ok(Matrix::dense(flow.scratch.take(bytes)?, s.cols, s.home.element))
         }
     }
 }
 
+/// All rows in the scratchpad.
+fn all_of(flow: &mut Flow<'_>, s: Stream, rows: Rows) -> Result<Matrix, LowerError> {
+    let here = room_for(flow, s, rows)?;
+    if !s.home.on_chip() {
+        flow.load(&here, &s.home, known(s.cols), rows.count)?;
+    }
+    Ok(here)
+}
+
 /// How many tokens a module takes of T: from a table in DRAM.
 fn capacity(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Result<Value, LowerError> {
-    let address = cx.weights.capacities(id.0 as usize);
+    let address = cx.layout.capacities(id);
     let word = Matrix::dense(flow.scratch.take(4)?, 1, Type::I32);
     // Nobody writes the table.
     let area = Area::new(Space::Dram, address, 0);
@@ -154,12 +160,7 @@ pub(super) fn group(cx: &Context<'_>, flow: &mut Flow<'_>, id: NodeId) -> Done {
     let node = cx.node(id);
     let rows = cx.rows_of(cx.operand(node, 0));
     let (mask, gates) = (cx.stream(cx.operand(node, 0)), cx.stream(cx.operand(node, 1)));
-    let (mask_here, gates_here) = (whole(flow, mask, rows.room)?, whole(flow, gates, rows.room)?);
-    for (stream, here) in [(mask, mask_here), (gates, gates_here)] {
-        if !stream.home.on_chip() {
-            flow.load(&here, &stream.home, known(stream.cols), rows.count)?;
-        }
-    }
+    let (mask_here, gates_here) = (all_of(flow, mask, rows)?, all_of(flow, gates, rows)?);
     let (table, list, list_gates) = (cx.value(node.results[0]), cx.value(node.results[1]), cx.value(node.results[2]));
     let most = cx.most_pairs(node.results[1]);
     flow.scope(|flow| {
