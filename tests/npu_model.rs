@@ -252,3 +252,62 @@ fn presets_are_timed_without_being_written() {
     let few = simulate(&[&["preset:gem-tiny", "--quant", "int8", "--modules-per-token", "1"], &timed[..]].concat());
     assert!(few["bytes"]["dram_read"].as_u64() < result["bytes"]["dram_read"].as_u64());
 }
+
+/// Each policy, each head, both kinds of attention, with and without a router, at a length that is a multiple of nothing.
+#[test]
+fn models_of_all_kinds_give_what_the_cpu_gives_and_are_timed_without_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (npu, cpu, out) = (at("npu.lapis"), at("cpu.lapis"), at("cpu.npz"));
+    let input = ids(&folder.path().join("ids.npy"), &[3, 11, 7, 7, 2, 13, 5]);
+    for (number, machine) in [
+        ("01", "edge-16"),
+        ("03", "edge-32"),
+        ("04", "mobile-64"),
+        ("08", "edge-16"),
+        ("19", "edge-32"),
+        ("24", "mobile-64"),
+        ("26", "mobile-64"),
+        ("28", "edge-16"),
+    ] {
+        let mut models = std::fs::read_dir(root().join("tests/models/random")).unwrap().map(|e| e.unwrap().path());
+        let starts = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(number);
+        let model = models.find(starts).unwrap();
+        let compile = |target: &str, recipe: &str, out: &str| {
+            let mut command = lapidary();
+            command.args(["-q", "compile"]).arg(&model).args(["--target", target, "--quant", recipe, "-o", out]);
+            run(&mut command).unwrap_or_else(|e| panic!("{}: {e:?}", model.display()));
+        };
+        let target = format!("npu:{machine}");
+        compile(&target, "fp32", &npu);
+        compile("native", "fp32", &cpu);
+        run(lapidary().args(["-q", "run", &cpu, "--input", &input, "--output", &out])).unwrap();
+        let compared = run(lapidary().args(["-q", "compare", &npu, "--with", &out]));
+        compared.unwrap_or_else(|e| panic!("{}: {e:?}", model.display()));
+        compile(&target, "hybrid", &npu);
+        let timed = ["--tokens", "5", "--max-new", "0", "--timing-only", "--routing", "uniform"];
+        let result = simulate(&[&[&npu[..]], &timed[..]].concat());
+        assert!(result["cycles"].as_u64().unwrap() > 0);
+    }
+}
+
+/// What the passes always fuse, alone in a graph that is fused already.
+#[test]
+fn an_op_that_the_npu_has_not_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.lir");
+    let text = "lir 1\nphase fused\nmodel {vocab_size = 9, max_position_embeddings = 8, why_no_decode = \"test\"}\n\
+         symbol N <= 1\nweight @t: f32[9, 4] embedding = random(1, 1.0)\ninput \"ids\" = %ids: u32[T]\n\
+         %x: f32[T, 4] = embed(%ids, @t)\n\
+         %m: u8[T, 4], %g: f32[T, 4] = route.select(%x) {policy = top_k, k_min = 0, k_max = 1, p = 0.5, tau = 0.1, \
+         capacity_factor = 1.0, norm_gates = false}\n\
+         %o: u32[5], %l: u32[N], %lg: f32[N] = route.group(%m, %g)\n\
+         %r: f32[N, 4] = route.gather(%x, %l)\n%y: f32[T, 4] = route.combine(%r, %l, %lg, _)\n\
+         %z: f32[S, 4] = last_rows(%y)\noutput \"logits\" = %z\n";
+    std::fs::write(&path, text).unwrap();
+    let out = folder.path().join("x.lapis");
+    let (code, stderr) =
+        fails(&["compile", path.to_str().unwrap(), "--target", "npu:edge-16", "-o", out.to_str().unwrap()]);
+    assert!(code == 4 && stderr.contains("route.gather"), "{code}: {stderr}");
+    assert!(!out.exists());
+}
