@@ -30,7 +30,7 @@ pub type KernelFn = unsafe extern "C" fn(*const c_void);
 /// Version of this contract; an artifact names the one it was compiled for.
 pub const ABI_VERSION: u32 = 2;
 
-/// Version of the contract between a host and an NPU's programs (docs/npu-programming.md): what an artifact for the NPU names
+/// Version of the contract between a host and an NPU's programs (docs/npu-models.md): what an artifact for the NPU names
 /// instead.
 pub const NPU_PROTOCOL_VERSION: u32 = 1;
 

@@ -111,3 +111,22 @@ fn presets_of_models() {
         println!("skipped (LAPIDARY_TEST=full): the presets beyond gem-tiny, 39 of 48 sizes");
     }
 }
+
+/// What is moved more than once stands in the summary with its reason; of a model that fits nothing does.
+#[test]
+fn what_does_not_fit_is_said() {
+    let config = odd_config(Policy::TopK, true, true, true);
+    let graph = Model::made_up(&config, Numbers::default()).fused(Builtin::Hybrid, 64);
+    let options = ModelOptions { max_tokens: 64, chunk_tokens: 64 };
+    let summary = |machine: &Machine| lower_model(&graph, machine, &options).expect("it fits").summary;
+    let fits = summary(&Machine::preset("mobile-64").expect("a preset"));
+    assert_eq!((fits.reread, fits.arena_bytes < 1 << 14), (vec![], true));
+    assert!(fits.idle.expect("groups of 32 on 64 rows").contains("50 %"));
+    let mut small = Machine::preset("edge-16").expect("a preset");
+    small.set("scratchpad.bytes", "24576").expect("a size");
+    let summary = summary(&small);
+    assert_eq!(summary.idle, None);
+    let says = |what: &str| summary.reread.iter().any(|line| line.contains(what));
+    assert!(says("layers.*.mlp_norm") || says("layers.*.attn_norm"), "{:#?}", summary.reread);
+    assert!(says("layers.*.modules: weights of a module"), "{:#?}", summary.reread);
+}

@@ -58,6 +58,8 @@ pub struct Flow<'m> {
     pub scratch: Scratch,
     order: Order,
     weights: WeightStream,
+    /// What is moved more often than once, and why.
+    notes: Vec<String>,
 }
 
 impl<'m> Flow<'m> {
@@ -65,14 +67,22 @@ impl<'m> Flow<'m> {
     pub fn new(machine: &'m Machine, scratch: Scratch) -> Result<Flow<'m>, LowerError> {
         let mut b = Builder::new();
         let weights = WeightStream::open(&mut b)?;
-        Ok(Flow { b, machine, scratch, order: Order::default(), weights })
+        Ok(Flow { b, machine, scratch, order: Order::default(), weights, notes: Vec::new() })
     }
 
-    /// What has been made.
-    pub fn finish(self) -> Builder {
-        let Flow { mut b, weights, .. } = self;
+    /// What has been made, and what was noted.
+    pub fn finish(self) -> (Builder, Vec<String>) {
+        let Flow { mut b, weights, notes, .. } = self;
         weights.close(&mut b);
-        b
+        (b, notes)
+    }
+
+    /// Something that the op moves more often than once; the same of all layers is noted once.
+    pub fn note(&mut self, what: &str) {
+        let note = format!("{}: {what}", of_all_layers(self.scratch.op()));
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
     }
 
     /// Registers that are taken inside are free again behind it.
@@ -320,6 +330,12 @@ impl<'m> Flow<'m> {
         };
         Ok(Matrix { at, ..*matrix })
     }
+}
+
+/// A label with `*` in the place of numbers.
+pub fn of_all_layers(label: &str) -> String {
+    let parts = label.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
 }
 
 /// Where a multiplication's operands and results lie.

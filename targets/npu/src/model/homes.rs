@@ -68,7 +68,7 @@ pub struct Homes {
     pub scratchpad_bytes: u64,
     /// Bytes of DRAM that are taken.
     pub arena_bytes: u64,
-    /// Names and sizes of values that are in DRAM.
+    /// Names and sizes of values that are in DRAM, but for results.
     pub spilled: Vec<(String, u64)>,
 }
 
@@ -82,11 +82,11 @@ fn cols(graph: &Graph, value: ValueId, definition: Option<&Node>) -> u64 {
 
 impl Homes {
     /// Gives every value a place: in the first `scratchpad_bytes` of the scratchpad, else in DRAM, from `arena` on or where
-    /// `output` has a place for it.
+    /// `output` has a place for it. Lists of tokens have to be in the scratchpad, of `all_bytes`.
     pub fn new(
         graph: &Graph,
         room: Room,
-        scratchpad_bytes: u64,
+        (scratchpad_bytes, all_bytes): (u64, u64),
         arena: u64,
         output: impl Fn(ValueId) -> Option<u64>,
     ) -> Result<Homes, LowerError> {
@@ -112,7 +112,8 @@ impl Homes {
         for i in order {
             let life = lives[i];
             let at = first_fit(&on_chip, &life);
-            let (space, begin) = if at + life.bytes <= scratchpad_bytes {
+            let most = if life.on_chip { all_bytes } else { scratchpad_bytes };
+            let (space, begin) = if at + life.bytes <= most {
                 on_chip.push((life, at));
                 homes.scratchpad_bytes = homes.scratchpad_bytes.max(at + life.bytes);
                 (Space::Scratchpad, at)
@@ -121,7 +122,7 @@ impl Homes {
                     what: "lists of tokens by module".into(),
                     memory: Memory::Scratchpad,
                     wanted: at + life.bytes,
-                    found: scratchpad_bytes,
+                    found: all_bytes,
                 });
             } else if let Some(address) = output(life.value) {
                 (Space::Dram, address)
@@ -132,7 +133,8 @@ impl Homes {
                 (Space::Dram, arena + at)
             };
             let node = definitions[life.value.0 as usize].map(|id| graph.node(id));
-            if space == Space::Dram {
+            // Results have to go there anyway.
+            if space == Space::Dram && output(life.value).is_none() {
                 homes.spilled.push((node.map_or_else(String::new, |n| n.label.clone()), life.bytes));
             }
             let (cols, element) = (cols(graph, life.value, node), element(graph.ty(life.value).dtype));

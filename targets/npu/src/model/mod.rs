@@ -24,13 +24,13 @@ use lapidary_npu_isa::choice::Type;
 use lapidary_npu_isa::{Machine, Program};
 
 use self::context::Context;
-use self::flow::{Flow, Matrix};
+use self::flow::{Flow, Matrix, of_all_layers};
 use self::homes::{Homes, Room};
 use self::layout::{CALL_BYTES, Layout};
 use self::order::{Area, Space};
 use self::scratch::Scratch;
 pub use self::weights::WeightImage;
-use crate::builder::Value;
+use crate::builder::{Builder, Value};
 use crate::error::LowerError;
 
 /// How long sequences and calls may be.
@@ -77,7 +77,7 @@ pub struct ModelSummary {
     pub arena_bytes: u64,
     /// State that survives between calls.
     pub state_bytes: u64,
-    /// What is moved more often than once, and why.
+    /// What is moved more often than once in prefill, and why.
     pub reread: Vec<String>,
     /// Rows of the array that groups of int4 weights leave idle, if any.
     pub idle: Option<String>,
@@ -159,15 +159,16 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
     };
     let arena_bytes = prefill.arena_bytes.max(decode.as_ref().map_or(0, |d| d.arena_bytes));
     let segments = layout.segments(machine, arena_bytes)?;
-    let finish = |entry: Entry| -> Result<(Program, Homes), LowerError> {
+    let mut reread = spilled(&prefill.homes);
+    reread.extend(prefill.notes.iter().cloned());
+    let scratchpad_bytes = prefill.homes.scratchpad_bytes;
+    let finish = |entry: Entry| -> Result<Program, LowerError> {
         let mut builder = entry.builder;
         segments.iter().for_each(|segment| builder.segment(segment.clone()));
         builder.for_machine(machine);
-        Ok((builder.finish()?, entry.homes))
+        builder.finish()
     };
-    let (prefill, homes) = finish(prefill)?;
-    let reread = spilled(&homes);
-    let decode = decode.map(finish).transpose()?.map(|(program, _)| program);
+    let (prefill, decode) = (finish(prefill)?, decode.map(finish).transpose()?);
     Ok(NpuModel {
         machine: machine.clone(),
         max_tokens,
@@ -177,7 +178,7 @@ pub fn lower_model(graph: &Graph, machine: &Machine, options: &ModelOptions) -> 
         outputs,
         weight_bytes: weights.bytes(),
         summary: ModelSummary {
-            scratchpad_bytes: homes.scratchpad_bytes,
+            scratchpad_bytes,
             arena_bytes,
             state_bytes: layout.state_bytes,
             reread,
@@ -214,8 +215,7 @@ fn least_scratchpad(machine: &Machine, suffices: impl Fn(&Machine) -> bool) -> u
 fn spilled(homes: &Homes) -> Vec<String> {
     let mut names: Vec<(String, usize, u64)> = Vec::new();
     for (name, bytes) in &homes.spilled {
-        let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
-        let name = parts.collect::<Vec<_>>().join(".");
+        let name = of_all_layers(name);
         match names.iter_mut().find(|(other, _, _)| *other == name) {
             Some((_, count, all)) => (*count, *all) = (*count + 1, *all + bytes),
             None => names.push((name, 1, *bytes)),
@@ -244,7 +244,9 @@ fn idle_rows(graph: &Graph, machine: &Machine) -> Option<String> {
 
 /// A program before it has its segments.
 struct Entry {
-    builder: crate::builder::Builder,
+    builder: Builder,
+    /// What is moved more often than once.
+    notes: Vec<String>,
     homes: Homes,
     arena_bytes: u64,
 }
@@ -285,7 +287,8 @@ fn attempt(
         let at = graph.outputs.iter().position(|o| o.value == value)?;
         Some(layout.outputs[at])
     };
-    let homes = Homes::new(graph, room, machine.scratchpad.bytes / 16 * part, layout.arena, output)?;
+    let all_bytes = machine.scratchpad.bytes;
+    let homes = Homes::new(graph, room, (all_bytes / 16 * part, all_bytes), layout.arena, output)?;
     let temporaries = (layout.arena + homes.arena_bytes).next_multiple_of(weights::ALIGN);
     let scratch = Scratch::new(homes.scratchpad_bytes, machine.scratchpad.bytes, turns);
     let mut flow = Flow::new(machine, scratch)?;
@@ -303,7 +306,8 @@ fn attempt(
     }
     let [_, last] = cx.codes_in_dram();
     let arena_bytes = last.end - layout.arena;
-    Ok(Entry { builder: flow.finish(), homes, arena_bytes })
+    let (builder, notes) = flow.finish();
+    Ok(Entry { builder, notes, homes, arena_bytes })
 }
 
 /// Words of the segment `call` in registers, which stay taken.

@@ -40,6 +40,11 @@ impl Scratch {
         (self.first, self.wrapped, self.what) = (self.next, false, what.to_owned());
     }
 
+    /// Whose pieces they are.
+    pub fn op(&self) -> &str {
+        &self.what
+    }
+
     /// The op takes all of it: its pieces begin where there is most room, behind those of nobody else.
     pub fn take_all(&mut self) {
         (self.next, self.first, self.wrapped) = (self.begin, self.begin, false);

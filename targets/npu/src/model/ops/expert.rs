@@ -174,6 +174,11 @@ fn one(flow: &mut Flow<'_>, shared: &Shared, module: &Module, offset: Option<Reg
     let aside = if codes { 4 * d.max(f) + 512 } else { 2 * 4 * d.max(f) + 512 };
     let room = Rows { count: Value::Reg(chosen), ..shared.rows };
     let size = Flow::block_size(room, row_bytes, flow.scratch.largest().saturating_sub(aside));
+    if size < room.most {
+        flow.note(&format!(
+            "weights of a module are read for each {size} of its tokens: more do not fit the working memory"
+        ));
+    }
     flow.blocks(room, size, |flow, block| {
         let here = size.min(room.room);
         let rows = Rows { count: block.rows, most: here.min(room.most), room: here };

@@ -131,6 +131,9 @@ fn with_input(
         return body(flow, &Input::Codes(codes), whole, rows);
     }
     flow.by_rows(rows, &[x], &[], |flow, block, x, _| {
+        if block.size < rows.most {
+            flow.note(&format!("weights are read for each {} rows: more do not fit the working memory", block.size));
+        }
         let size = block.size.min(rows.room);
         let rows = Rows { count: block.rows, most: size.min(rows.most), room: size };
         body(flow, &Input::Floats(x[0]), block, rows)

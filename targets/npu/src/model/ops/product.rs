@@ -185,6 +185,9 @@ fn on_array(
         let wanted = format!("room for {} rows", emitted.plan.rows_with_room());
         return Err(LowerError::argument("rows of a product", wanted, rows.room));
     }
+    for moved in emitted.plan.summary.moved.iter().filter(|moved| moved.moved > moved.compulsory) {
+        flow.note(&format!("{} {}", moved.what, moved.why));
+    }
     flow.release(emitted)?;
     flow.scratch.back_to(mark);
     Ok(())
