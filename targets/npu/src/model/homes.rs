@@ -155,15 +155,18 @@ impl Homes {
     }
 }
 
-/// What may lie where one of its operands was, if nobody needs that any more: which operand.
-fn in_place(op: Op) -> Option<usize> {
-    match op {
-        Op::Linear => Some(2),
-        Op::ExpertFfn => Some(4),
-        Op::Rope | Op::Add | Op::Mul | Op::Scale | Op::Silu | Op::Gelu | Op::Softmax => Some(0),
-        _ => None,
-    }
-}
+/// Ops whose result may lie where one of their operands was, if nobody needs that any more, and which operand.
+const IN_PLACE: &[(Op, usize)] = &[
+    (Op::Linear, 2),
+    (Op::ExpertFfn, 4),
+    (Op::Rope, 0),
+    (Op::Add, 0),
+    (Op::Mul, 0),
+    (Op::Scale, 0),
+    (Op::Silu, 0),
+    (Op::Gelu, 0),
+    (Op::Softmax, 0),
+];
 
 /// Slices are parts of what they are cut from; sums and the like lie where their operand was.
 fn views(graph: &Graph, room: Room) -> Vec<View> {
@@ -173,18 +176,14 @@ fn views(graph: &Graph, room: Room) -> Vec<View> {
     // All values that lie in the memory of each base.
     let mut parts: Vec<Vec<ValueId>> = (0..graph.values.len() as u32).map(|v| vec![ValueId(v)]).collect();
     for (i, node) in graph.nodes.iter().enumerate() {
-        let (operand, col) = match node.op {
-            Op::Slice => (0, node.attrs.int("begin")),
-            // Of one row, all.
-            Op::LastRows if room.tokens == 1 => (0, 0),
-            op => match in_place(op) {
-                Some(operand) => (operand, 0),
-                None => continue,
-            },
-        };
+        let in_place = IN_PLACE.iter().find(|(op, _)| *op == node.op).map(|(_, operand)| *operand);
+        let col = if node.op == Op::Slice { node.attrs.int("begin") } else { 0 };
+        // The last rows of one are all.
+        let is_part = node.op == Op::Slice || node.op == Op::LastRows && room.tokens == 1;
+        let Some(operand) = in_place.or(is_part.then_some(0)) else { continue };
         let Some(x) = node.operands[operand].value() else { continue };
         let (y, of) = (node.results[0], views[x.0 as usize]);
-        if in_place(node.op).is_some() {
+        if in_place.is_some() {
             let is_input = graph.inputs.iter().any(|(_, v)| *v == of.base);
             let twice = node.operands.iter().filter(|o| o.value() == Some(x)).count() > 1;
             // Whatever shares columns with it is done, this use included.
@@ -204,13 +203,9 @@ fn views(graph: &Graph, room: Room) -> Vec<View> {
     views
 }
 
-/// How often an op goes over a result of `tokens` rows.
+/// How often an op goes over its result: a module layer reads and writes rows for each module.
 fn passes(op: Op) -> usize {
-    match op {
-        // Rows of the tokens of each module are read and written.
-        Op::ExpertFfn => 8,
-        _ => 1,
-    }
+    if op == Op::ExpertFfn { 8 } else { 1 }
 }
 
 fn lives(graph: &Graph, room: Room, views: &[View]) -> Vec<Life> {

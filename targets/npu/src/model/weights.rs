@@ -239,10 +239,7 @@ impl WeightImage {
 
 /// How an op reads its weights.
 fn form(node: &Node) -> Form {
-    match node.op {
-        Op::Linear | Op::LinearSwiglu => Form::Tiles,
-        _ => Form::Rows,
-    }
+    if matches!(node.op, Op::Linear | Op::LinearSwiglu) { Form::Tiles } else { Form::Rows }
 }
 
 impl Piece {
