@@ -39,7 +39,7 @@ def dense(config: GemConfig, intermediate_size: int) -> GemConfig:
         "scar.k_max": 1,
         "scar.memory": False,
         "attention.window": attention.window + attention.cluster_cap,
-        "attention.cluster_cap": 1,  # the token itself, which its window has anyway
+        "attention.cluster_cap": 0,
     }
     return changed(config, changes)
 
