@@ -51,8 +51,8 @@ pub fn run(imported: &Arc<ImportedModel>, prompt: &str, args: &DemoArgs, ui: &Ui
     println!("\n   {prompt}\u{2502}{}\n", tokenizer.decode(&npu.tokens)?.replace('\n', "\n   "));
     let rows =
         [npu.row(format!("  npu:{MACHINE}, {} MHz, simulated", machine.clock_mhz)), cpu.row("  this CPU".into())];
-    let prefill = format!(">prefill of {} ms", ids.len());
-    println!("{}", table(&["", &prefill, ">decode ms/token", ">tokens/s"], rows));
+    let prefill = format!(">ms to read {} tokens", ids.len());
+    println!("{}", table(&["", &prefill, ">ms per decoded token", ">tokens/s"], rows));
     if let Some(sum) = simulated.report() {
         println!("   bound by {}", text::bound(sum));
     }
