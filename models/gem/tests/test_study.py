@@ -13,7 +13,7 @@ from gem.config import ConfigError, GemConfig
 from gem.cost import module_parameters, token_cost, total_parameters, touched_parameters
 from gem.model import Gem
 from gem.presets import DOMAINS, PRESETS, RECIPES, changed, preset
-from gem.study import made_up, metrics, tables
+from gem.study import made_up, metrics, speed, tables
 from gem.study.__main__ import study
 from gem.study.plan import MINI_MODULES_PER_TOKEN, ROUTED, full_plan, smoke_plan
 from gem.study.plots import Scale
@@ -223,6 +223,61 @@ def test_missing_runs_are_named(smoke, tmp_path):
     told = tables.collect(plan, tmp_path)
     assert told["missing"] == [run.name for run in plan.runs]
     assert told["preservation"] is None and "Not run yet: routed, dense-active" in tables.render(told)
+
+
+LAPIDARY = """#!/bin/sh
+# Stands for the command: says how it was called, and answers with made-up figures, prefill's rate another one in each call of bench.
+echo "$@" >> CALLS
+case $2 in
+compile) ;;
+simulate)
+    echo '{"phases": [{"phase": "prefill", "runs": 4, "cycles": 4000, "dram_read": 1, "energy_uj": 1},
+           {"phase": "decode", "runs": 32, "cycles": 3200, "dram_read": 640, "energy_uj": 64}]}' ;;
+bench)
+    n=$(grep -c ' bench ' CALLS)
+    printf '{"results": ['
+    for artifact in "$@"; do case $artifact in *.lapis)
+        printf '{"artifact": "%s", "test": "decode", "tokens_per_s": 50},' "$artifact"
+        printf '{"artifact": "%s", "test": "prefill", "tokens_per_s": %s00},' "$artifact" "$n" ;;
+    esac; done | sed 's/,$//'
+    echo ']}' ;;
+esac
+"""
+
+
+def test_speed_is_of_all_that_is_trained_and_the_median_of_rounds(smoke, tmp_path):
+    plan, out, _ = smoke
+    lapidary, calls = tmp_path / "lapidary", tmp_path / "calls"
+    calls.touch()
+    lapidary.write_text(LAPIDARY.replace("CALLS", str(calls)))
+    lapidary.chmod(0o755)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "runs").symlink_to(out / "runs")
+    test = Text.load(plan, out / "corpus", out).test
+    told = speed.measure(plan, test, folder, lapidary, rounds=3)
+    trained = [run.name for run in plan.runs if run.part != "preservation"]
+    assert list(told["models"]) == trained
+    for figures in told["models"].values():
+        assert (figures["npu_prefill_cycles"], figures["npu_decode_cycles"], figures["npu_decode_dram_bytes"]) == (1000, 100, 20)
+        assert figures["decode_tokens_per_s"] == 50
+        assert (figures["prefill_tokens_per_s"], figures["prefill_tokens_per_s_range"]) == (200, [100, 300])
+    said = calls.read_text().splitlines()
+    assert len(said) == 3 * len(trained) + 3
+    benches = [line for line in said if " bench " in line]
+    assert len(benches) == 3 and all(f"/{name}.lapis" in line for name in trained for line in benches)
+    prompts = np.load(folder / "speed" / "prompts.npz")
+    assert len(prompts) == len(plan.runs[0].config.domain_names) and all(len(ids) == speed.PROMPT_TOKENS for ids in prompts.values())
+    assert tables.collect(plan, folder)["speed"] == told
+    assert "| top-2 | 50 | 1.00 × | 200 | 100 | 1.00 × | 1,000 | 0.000 | 2.0 |" in tables.render(tables.collect(plan, folder))
+
+
+def test_what_the_command_says_is_in_the_error(tmp_path):
+    broken = tmp_path / "lapidary"
+    broken.write_text("#!/bin/sh\necho 'error: no such model' >&2; exit 2\n")
+    broken.chmod(0o755)
+    with pytest.raises(RuntimeError, match="compile.*exit code 2: error: no such model"):
+        speed.call(broken, "compile", "x")
 
 
 def test_only_brings_along_the_teacher():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..export import compact_json
-from . import made_up, plots, tables
+from . import made_up, plots, speed, tables
 from .plan import DISTILLATION_WEIGHT, ROUTED, Plan, full_plan, smoke_plan
 from .runs import Text, execute
 
@@ -24,7 +24,13 @@ TABLES_FILE, MARKDOWN_FILE, PLOTS_FOLDER = "tables.json", "tables.md", "plots"
 
 
 def study(
-    plan: Plan, corpus: Path, out: Path, only: list[str] | None = None, minutes: float | None = None, progress: bool = False
+    plan: Plan,
+    corpus: Path,
+    out: Path,
+    only: list[str] | None = None,
+    minutes: float | None = None,
+    lapidary: Path | None = None,
+    progress: bool = False,
 ) -> dict:
     """Every run of the plan, or those of `only` and what they need; then tables and plots of all that is done."""
     out.mkdir(parents=True, exist_ok=True)
@@ -41,6 +47,8 @@ def study(
         if progress:
             state = "done" if done else "not done, continues with the same command"
             print(f"[{i + 1}/{len(runs)}] {run.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
+    if lapidary is not None:
+        speed.measure(plan, text.test, out, lapidary)
     return write_tables(plan, out)
 
 
@@ -65,6 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--distillation-weight", type=float, default=DISTILLATION_WEIGHT, help="of preserved runs (default: %(default)s)"
     )
+    parser.add_argument("--lapidary", type=Path, help="the command (target/release/lapidary): times what is trained, compiled")
     parser.add_argument("--list", action="store_true", help="names the runs and ends")
     args = parser.parse_args()
     torch.set_num_threads(args.threads or (1 if args.smoke else 2))
@@ -81,7 +90,7 @@ def main() -> None:
     if corpus is None:
         corpus = args.out / "corpus"
         made_up.write_corpus(corpus, plan.runs[0].config.domain_names)
-    study(plan, corpus, args.out, args.only, args.minutes_per_run, progress=True)
+    study(plan, corpus, args.out, args.only, args.minutes_per_run, args.lapidary, progress=True)
     print(f"\n{(args.out / MARKDOWN_FILE).read_text(encoding='utf-8')}")
 
 

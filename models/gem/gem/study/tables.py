@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..evaluate import markdown_table
 from . import metrics
 from .plan import ROUTED, Plan, fine_tuned
 from .runs import evaluation_of
+from .speed import SPEED_FILE
 
 
 def collect(plan: Plan, out: Path) -> dict:
@@ -25,7 +27,12 @@ def collect(plan: Plan, out: Path) -> dict:
         "trained": [trained_row(run) for run in done.values() if run["part"] != "preservation"],
         "routed": routed_figures(done[ROUTED]) if ROUTED in done else None,
         "preservation": preservation_figures(domains, done),
+        "speed": speed_figures(out / SPEED_FILE),
     }
+
+
+def speed_figures(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def trained_row(run: dict) -> dict:
@@ -104,6 +111,8 @@ def render(t: dict) -> str:
     if t["trained"]:
         out += ["## Bits per byte, test split", "", bits_table(t["trained"], domains), ""]
         out += ["## Cost per generated token", "", cost_table(t["trained"]), ""]
+    if t["speed"]:
+        out += ["## Speed, compiled", "", speed_table(t["speed"]), ""]
     if t["routed"]:
         out += ["## Where the routed model's tokens go", "", layer_table(t["routed"]), ""]
         rows = [[d, f"{t['routed']['modules_by_domain'][d]:.2f}"] for d in domains]
@@ -133,6 +142,26 @@ def cost_table(rows: list[dict]) -> str:
     ]  # fmt: skip
     heads = ["model", "parameters", "touched", "modules", "keys attended to", "MB touched (fp16)", "million multiply-adds",
              "trained tokens/s"]  # fmt: skip
+    return markdown_table(heads, body)
+
+
+def speed_table(speed: dict) -> str:
+    base = speed["models"].get(ROUTED)
+
+    def times(routed: float | None, other: float) -> str:
+        return "–" if routed is None else f"{other / routed:.2f} ×"
+
+    body = []
+    for name, m in speed["models"].items():
+        cpu, cycles = m["decode_tokens_per_s"], m["npu_decode_cycles"]
+        rate, time = (base["decode_tokens_per_s"], base["npu_decode_cycles"]) if base else (None, None)
+        body.append(
+            [name, f"{cpu:,.0f}", times(rate, cpu), f"{m['prefill_tokens_per_s']:,.0f}", f"{cycles:,}", times(time, cycles),
+             f"{m['npu_prefill_cycles']:,}", f"{m['npu_decode_dram_bytes'] / 1e6:.3f}", f"{m['npu_decode_energy_uj']:.1f}"]
+        )  # fmt: skip
+    npu = speed["machine"]
+    heads = ["model", "decode tokens/s, this CPU", "× routed", "prefill tokens/s, this CPU", f"decode cycles, {npu}", "× routed",
+             f"prefill cycles, {npu}", "MB from DRAM a token", "µJ a token"]  # fmt: skip
     return markdown_table(heads, body)
 
 
