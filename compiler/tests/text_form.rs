@@ -66,6 +66,7 @@ fn canonical_text_round_trips_exactly() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too slow there")]
 fn presets_round_trip() {
     for preset in PRESETS {
         let graph = load(&format!("preset:{}", preset.name), &ImportOptions { scores: true }).unwrap().graph;
@@ -166,6 +167,7 @@ fn errors_say_where_what_wanted_and_found() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too slow there")]
 fn deep_long_and_repetitive_texts_end_in_errors_or_graphs() {
     let many = |s: &str| format!("lir 1\n{}", s.repeat(200_000));
     for text in
@@ -247,6 +249,7 @@ fn mutated(text: &str, (at, drop, piece): (usize, usize, usize)) -> String {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too slow there")]
 fn random_graphs_have_every_op() {
     let nodes: Vec<_> = (0..600).flat_map(|seed| random_graph(seed).nodes).collect();
     for row in OPS {
@@ -256,6 +259,7 @@ fn random_graphs_have_every_op() {
 
 proptest! {
     #[test]
+    #[cfg_attr(miri, ignore = "too slow there")]
     fn random_graphs_round_trip_exactly(seed: u64) {
         let graph = random_graph(seed);
         if let Err(error) = graph.verify() {
@@ -268,6 +272,7 @@ proptest! {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too slow there")]
     fn mutated_texts_never_panic(
         seed: u64,
         changes in prop::collection::vec((any::<usize>(), 0usize..30, 0usize..4000), 1..6),

@@ -23,12 +23,12 @@ pub fn root() -> &'static Path {
 
 /// Whether the slow suites run: `LAPIDARY_TEST=full`.
 pub fn full() -> bool {
-    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full") || full_emulation()
+    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full") || exhaustive()
 }
 
-/// Whether they also run what takes many minutes under emulation: `LAPIDARY_TEST=full-emulation`.
-pub fn full_emulation() -> bool {
-    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full-emulation")
+/// Whether they run with nothing sampled, an hour more: `LAPIDARY_TEST=exhaustive`.
+pub fn exhaustive() -> bool {
+    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "exhaustive")
 }
 
 /// The command under test.
@@ -145,6 +145,33 @@ impl Target {
         }
         run(&mut compare)
     }
+}
+
+/// Every `step`th prompt of a reference, for what takes too long with all: ids as the command of a device reads them, and ids with
+/// continuations to compare with. Gives the number of prompts and the length of their continuations.
+pub fn copy_some(reference: &Path, step: usize, ids: &Path, some: &Path) -> (usize, usize) {
+    let mut from = NpzReader::new(std::fs::File::open(reference).expect("a reference")).expect("an archive");
+    let mut files = [ids, some].map(|path| NpzWriter::new(std::fs::File::create(path).expect("a file")));
+    let (mut prompts, mut tokens) = (0, 0);
+    for entry in from.names().expect("an archive") {
+        let name = entry.trim_end_matches(".npy");
+        let Some((number, what)) = name.strip_prefix("prompt.").and_then(|rest| rest.split_once('.')) else { continue };
+        if number.parse::<usize>().expect("a number") % step != 0 || !["ids", "greedy"].contains(&what) {
+            continue;
+        }
+        let array: Array1<i64> = from.by_name(&entry).expect("int64 [n]");
+        files[1].add_array(name, &array).expect("a file");
+        if what == "ids" {
+            files[0].add_array(name, &array).expect("a file");
+            prompts += 1;
+        } else {
+            tokens = array.len();
+        }
+    }
+    for file in files {
+        file.finish().expect("a file");
+    }
+    (prompts, tokens)
 }
 
 /// Writes the ids of a reference as the command of a device reads them, not compressed. Gives the length of the greedy

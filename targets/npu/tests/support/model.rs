@@ -190,7 +190,12 @@ pub fn random_models() -> Vec<PathBuf> {
     out
 }
 
-/// Whether all cases run: `LAPIDARY_TEST=full`.
+/// Whether the slow suites run: `LAPIDARY_TEST=full`.
 pub fn full() -> bool {
-    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full")
+    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full") || exhaustive()
+}
+
+/// Whether they run with nothing sampled: `LAPIDARY_TEST=exhaustive`.
+pub fn exhaustive() -> bool {
+    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "exhaustive")
 }
