@@ -245,7 +245,7 @@ esac
 """
 
 
-def test_speed_is_of_all_that_is_trained_and_the_median_of_rounds(smoke, tmp_path):
+def test_speed_is_of_all_that_is_trained_in_medians_of_rounds_and_means_of_texts(smoke, tmp_path):
     plan, out, _ = smoke
     lapidary, calls = tmp_path / "lapidary", tmp_path / "calls"
     calls.touch()
@@ -258,18 +258,23 @@ def test_speed_is_of_all_that_is_trained_and_the_median_of_rounds(smoke, tmp_pat
     told = speed.measure(plan, test, folder, lapidary, rounds=3)
     trained = [run.name for run in plan.runs if run.part != "preservation"]
     assert list(told["models"]) == trained
-    for figures in told["models"].values():
+    texts = len(plan.runs[0].config.domain_names)
+    for i, figures in enumerate(told["models"].values()):
         assert (figures["npu_prefill_cycles"], figures["npu_decode_cycles"], figures["npu_decode_dram_bytes"]) == (1000, 100, 20)
         assert figures["decode_tokens_per_s"] == 50
-        assert (figures["prefill_tokens_per_s"], figures["prefill_tokens_per_s_range"]) == (200, [100, 300])
+        # The stub's rate is 100 times the number of the call, and models take turns: the second of three rounds is the median.
+        rates = [100 * (texts * len(trained) + t * len(trained) + i + 1) for t in range(texts)]
+        assert figures["prefill_tokens_per_s"] == pytest.approx(texts / sum(1 / r for r in rates), abs=0.1)
+        assert figures["prefill_tokens_per_s_of_texts"] == [rates[0], rates[-1]]
     said = calls.read_text().splitlines()
-    assert len(said) == 3 * len(trained) + 3
-    benches = [line for line in said if " bench " in line]
-    assert len(benches) == 3 and all(f"/{name}.lapis" in line for name in trained for line in benches)
+    assert len(said) == 3 * len(trained) + 3 * texts * len(trained)
+    for name in trained:
+        assert sum(" bench " in line and f"/{name}.lapis" in line for line in said) == 3 * texts
     prompts = np.load(folder / "speed" / "prompts.npz")
-    assert len(prompts) == len(plan.runs[0].config.domain_names) and all(len(ids) == speed.PROMPT_TOKENS for ids in prompts.values())
+    assert len(prompts) == texts and all(len(ids) == speed.PROMPT_TOKENS for ids in prompts.values())
     assert tables.collect(plan, folder)["speed"] == told
-    assert "| top-2 | 50 | 1.00 × | 200 | 100 | 1.00 × | 1,000 | 0.000 | 2.0 |" in tables.render(tables.collect(plan, folder))
+    prefill = f"{told['models']['top-2']['prefill_tokens_per_s']:,.0f}"
+    assert f"| top-2 | 50 | 1.00 × | {prefill} | 100 | 1.00 × | 1,000 | 0.000 | 2.0 |" in tables.render(tables.collect(plan, folder))
 
 
 def test_what_the_command_says_is_in_the_error(tmp_path):
