@@ -175,7 +175,7 @@ fn compare(version: &str, array: Array, programs: usize, dice: &mut Dice) {
 #[test]
 fn matrix_unit_in_hardware() {
     let Some(version) = version() else { return };
-    let full = std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full" || v == "exhaustive");
+    let full = std::env::var_os("LAPIDARY_TEST").is_some();
     let mut dice = Dice::new(11);
     for array in ARRAYS {
         compare(&version, array, if full { 1000 } else { 60 }, &mut dice);

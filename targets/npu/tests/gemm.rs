@@ -109,7 +109,7 @@ fn a_list_of_multiplications() {
 #[test]
 fn large_programs_of_every_kind_are_verified() {
     let formats = [WeightFormat::Int8, WeightFormat::Int4 { group: 32 }, WeightFormat::Int4 { group: 128 }];
-    let full = std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "full" || v == "exhaustive");
+    let full = std::env::var_os("LAPIDARY_TEST").is_some();
     let machines = [("edge-16", "false"), ("mobile-64", "true"), ("edge-32", "false"), ("edge-16", "true")];
     for (preset, overlap) in &machines[..if full { 4 } else { 1 }] {
         let machine = machine(preset, &[("matrix.weight_overlap", overlap)]);

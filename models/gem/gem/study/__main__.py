@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def main() -> None:
     parser.add_argument("--lapidary", type=Path, help="the command (target/release/lapidary): times what is trained, compiled")
     parser.add_argument("--list", action="store_true", help="names the runs and ends")
     args = parser.parse_args()
+    if args.lapidary is not None and shutil.which(args.lapidary) is None:
+        parser.error(f"--lapidary: wanted a program, found none at {args.lapidary}")
     torch.set_num_threads(args.threads or (1 if args.smoke else 2))
     if args.smoke:
         plan = smoke_plan(weight=args.distillation_weight)

@@ -84,6 +84,10 @@ def test_tokens(plan: Plan, run: Run) -> int | None:
     return plan.fine_tuned_test_tokens if run.preservation else plan.test_tokens
 
 
+def model_folder(out: Path, run: Run) -> Path:
+    return run.given or out / "runs" / run.name / "model"
+
+
 def evaluation_of(folder: Path) -> dict | None:
     path = folder / EVALUATION_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -97,19 +101,18 @@ def execute(plan: Plan, run: Run, text: Text, out: Path, minutes: float | None =
     if evaluation_of(folder) is not None:
         return True
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    model = model_folder(out, run)
     if run.given:
-        model_folder, seen = run.given, run.recipe.steps
-        if GemConfig.load(model_folder / "config.json") != run.config:
-            raise ValueError(f"{model_folder}: wanted the config of run {run.name}, found another")
+        if GemConfig.load(model / "config.json") != run.config:
+            raise ValueError(f"{model}: wanted the config of run {run.name}, found another")
     else:
         trainer = trainer_of(plan, run, text, out, folder)
         trainer.run(progress=progress, deadline=deadline)
         if trainer.step < run.recipe.steps:
             return False
-        model_folder, seen = folder / "model", trainer.step
         text.tokenizer.save(str(folder / TOKENIZER_FILE))
-        export(folder, model_folder, "fp16")
-    write_evaluation(plan, run, text, folder, model_folder, seen, progress)
+        export(folder, model, "fp16")
+    write_evaluation(plan, run, text, folder, model, progress)
     return True
 
 
@@ -127,7 +130,7 @@ def claim(folder: Path, wanted: dict) -> None:
 def trainer_of(plan: Plan, run: Run, text: Text, out: Path, folder: Path) -> Trainer:
     if run.preservation:
         routed = next(r for r in plan.runs if r.name == ROUTED)
-        teacher, _ = load_for_measuring(routed.given or out / "runs" / ROUTED / "model")
+        teacher, _ = load_for_measuring(model_folder(out, routed))
         probe = some(text.valid, plan.probe_tokens)
         return FineTuner(teacher, run.preservation, run.recipe, text.train, probe, folder)
     trainer = Trainer(run.config, run.recipe, text.train, some(text.valid, plan.probe_tokens), folder)
@@ -136,8 +139,8 @@ def trainer_of(plan: Plan, run: Run, text: Text, out: Path, folder: Path) -> Tra
     return trainer
 
 
-def write_evaluation(plan: Plan, run: Run, text: Text, folder: Path, model_folder: Path, steps: int, progress: bool) -> None:
-    model, _ = load_for_measuring(model_folder)
+def write_evaluation(plan: Plan, run: Run, text: Text, folder: Path, trained: Path, progress: bool) -> None:
+    model, _ = load_for_measuring(trained)
     figures = evaluate(model, some(text.test, test_tokens(plan, run)), progress=progress)
     config = run.config
     keys = statistics.fmean(figures["attended_keys_by_layer"])
@@ -148,8 +151,8 @@ def write_evaluation(plan: Plan, run: Run, text: Text, folder: Path, model_folde
         "name": run.name,
         "part": run.part,
         "seed": run.recipe.seed,
-        "steps": steps,
-        "trained_tokens": steps * run.recipe.batch_size * run.recipe.length,
+        "steps": run.recipe.steps,
+        "trained_tokens": run.recipe.steps * run.recipe.batch_size * run.recipe.length,
         "train_tokens_per_s": statistics.median(r["tokens_per_s"] for r in rows) if rows else None,
         "threads": torch.get_num_threads(),
         "parameters": total_parameters(config),

@@ -19,7 +19,7 @@ import numpy as np
 from ..data import Passage
 from ..export import compact_json
 from .plan import Plan
-from .runs import evaluation_of
+from .runs import evaluation_of, model_folder
 
 SPEED_FILE = "speed.json"
 MACHINE = "edge-32"
@@ -28,10 +28,6 @@ ROUNDS, REPETITIONS = 3, 40
 PASSAGE_TOKENS = 128
 PROMPT_TOKENS, NEW_TOKENS = 64, 8
 """Of each passage in the simulator: read in one call, then generated one by one."""
-
-
-def model_folder(out: Path, run) -> Path:
-    return run.given or out / "runs" / run.name / "model"
 
 
 def passages(test: Sequence[Passage]) -> list[np.ndarray]:
