@@ -26,7 +26,7 @@ pub fn full() -> bool {
     std::env::var_os("LAPIDARY_TEST").is_some()
 }
 
-/// Whether they run with nothing sampled, an hour more: `LAPIDARY_TEST=exhaustive`.
+/// Whether they also run all that takes many minutes under emulation: `LAPIDARY_TEST=exhaustive`.
 pub fn exhaustive() -> bool {
     std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "exhaustive")
 }

@@ -1,7 +1,6 @@
 //! Whole models: lowered, verified, simulated, and every output of every call held to the reference interpreter, bit for bit.
 //!
-//! A plain `cargo test` takes each model on one machine in one recipe, `LAPIDARY_TEST=full` each in every recipe on a machine of its
-//! turn, `LAPIDARY_TEST=exhaustive` all on all. Cases have names, so
+//! A plain `cargo test` takes each model on one machine in one recipe; `LAPIDARY_TEST=full` takes all. Cases have names, so
 //! `cargo test -p lapidary-target-npu --test models -- 05-top_k` runs some; `LAPIDARY_FIND_NODE=1` finds the node at fault.
 
 mod support;
@@ -21,7 +20,7 @@ use lapidary_target_npu::model::{ModelOutput, ModelSummary, NpuModel, OutputRows
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::device::Device;
 use support::held::{Step, Subject, splits, with_output};
-use support::model::{Model, Numbers, Random, exhaustive, full, models_dir, odd_config, random_models};
+use support::model::{Model, Numbers, Random, full, models_dir, odd_config, random_models};
 
 const RECIPES: [Builtin; 5] = [Builtin::None, Builtin::Hybrid, Builtin::Int8, Builtin::Int4, Builtin::Fp16];
 const POLICIES: [Policy; 5] = Policy::ALL;
@@ -36,7 +35,7 @@ fn main() {
     odd(&mut cases);
     random_machines(&mut cases);
     laws(&mut cases);
-    cases.add("harness/differences-are-found".into(), When::Always, differences_are_found);
+    cases.add("harness/differences-are-found".into(), true, differences_are_found);
     libtest_mimic::run(&arguments, cases.0).exit();
 }
 
@@ -44,23 +43,12 @@ fn main() {
 struct Cases(Vec<Trial>);
 
 impl Cases {
-    /// A case of the tests that `when` says; what leaves it out is in its name.
-    fn add(&mut self, name: String, when: When, check: impl FnOnce() -> Check + Send + 'static) {
-        let (runs, switch) = match when {
-            When::Always => (true, ""),
-            When::Full => (full(), "full"),
-            When::Exhaustive => (exhaustive(), "exhaustive"),
-        };
-        let skipped = if runs { String::new() } else { format!(" (skipped: LAPIDARY_TEST={switch})") };
+    /// A case that always runs, or only with `LAPIDARY_TEST=full`, which its name then says.
+    fn add(&mut self, name: String, always: bool, check: impl FnOnce() -> Check + Send + 'static) {
+        let runs = always || full();
+        let skipped = if runs { "" } else { " (skipped: LAPIDARY_TEST=full)" };
         self.0.push(Trial::test(format!("{name}{skipped}"), check).with_ignored_flag(!runs));
     }
-}
-
-#[derive(Clone, Copy)]
-enum When {
-    Always,
-    Full,
-    Exhaustive,
 }
 
 fn preset(name: &str) -> Machine {
@@ -90,12 +78,8 @@ fn stored(cases: &mut Cases) {
                 let folder = folder.clone();
                 let check =
                     move || holds(&Model::of_folder(&folder), recipe, &preset(machine), [19, 13, 27][m], i as u64);
-                let when = match (r == i % RECIPES.len(), m == (i + r) % PRESETS.len()) {
-                    (true, true) => When::Always,
-                    (false, true) => When::Full,
-                    (_, false) => When::Exhaustive,
-                };
-                cases.add(format!("random/{name}/{}/{machine}", recipe.name()), when, check);
+                let always = r == i % RECIPES.len() && m == i % PRESETS.len();
+                cases.add(format!("random/{name}/{}/{machine}", recipe.name()), always, check);
             }
         }
     }
@@ -107,8 +91,7 @@ fn stored(cases: &mut Cases) {
         (Builtin::Fp16, "mobile-64"),
     ] {
         let check = move || holds(&Model::of_folder(&models_dir().join("gem-mini")), recipe, &preset(machine), 21, 3);
-        let when = if recipe == Builtin::Hybrid { When::Always } else { When::Full };
-        cases.add(format!("gem-mini/{}/{machine}", recipe.name()), when, check);
+        cases.add(format!("gem-mini/{}/{machine}", recipe.name()), recipe == Builtin::Hybrid, check);
     }
 }
 
@@ -133,12 +116,7 @@ fn odd(cases: &mut Cases) {
                     let model = Model::made_up(&config, Numbers::random(&config, seed));
                     holds(&model, recipe, &preset(machine), 17, seed)
                 };
-                let when = match (m == index % PRESETS.len(), index % 2 == 0) {
-                    (true, true) => When::Always,
-                    (true, false) => When::Full,
-                    (false, _) => When::Exhaustive,
-                };
-                cases.add(name, when, check);
+                cases.add(name, m == index % PRESETS.len() && index % 2 == 0, check);
             }
             index += 1;
         }
@@ -222,9 +200,9 @@ fn random_machines(cases: &mut Cases) {
             }
             Err(format!("still too small after {MOST_ERRORS} times what errors asked for: {machine:?}").into())
         };
-        cases.add(format!("machines/{seed}"), if seed % 4 == 0 { When::Always } else { When::Full }, check);
+        cases.add(format!("machines/{seed}"), seed % 4 == 0, check);
     }
-    cases.add("machines/too-small".into(), When::Always, || {
+    cases.add("machines/too-small".into(), true, || {
         // Least memories that a machine may have: nobody's model fits.
         let mut machine = preset("edge-16");
         let tiny = [("scratchpad.banks", "1"), ("scratchpad.bytes", "1024")];
@@ -300,7 +278,7 @@ fn need(ok: bool, what: impl FnOnce() -> String) -> Check {
 fn laws(cases: &mut Cases) {
     for recipe in [Builtin::None, Builtin::Hybrid] {
         let name = |law: &str| format!("laws/{law}/{}", recipe.name());
-        cases.add(name("no-token-chosen"), When::Always, move || {
+        cases.add(name("no-token-chosen"), true, move || {
             let mut config = odd_config(Policy::Threshold, true, true, true);
             config.scar.tau = 1.0;
             let made = Made::new(&config, Numbers::random(&config, 1), recipe);
@@ -308,7 +286,7 @@ fn laws(cases: &mut Cases) {
             let (touched, bytes) = modules_touched(&made.prefill()?);
             need(touched.is_empty() && bytes == 0, || format!("nobody's modules {touched:?} read {bytes} bytes"))
         });
-        cases.add(name("all-tokens-to-one-module"), When::Always, move || {
+        cases.add(name("all-tokens-to-one-module"), true, move || {
             // Keys of zeros: all scores are equal, and of equal ones the first is taken.
             let mut config = odd_config(Policy::TopK, true, true, false);
             config.scar.k_max = 1;
@@ -321,7 +299,7 @@ fn laws(cases: &mut Cases) {
             let (touched, _) = modules_touched(&made.prefill()?);
             need(touched == [0], || format!("modules that read: wanted 0 alone, found {touched:?}"))
         });
-        cases.add(name("all-modules"), When::Always, move || {
+        cases.add(name("all-modules"), true, move || {
             let mut config = odd_config(Policy::TopK, false, true, true);
             config.scar.k_max = config.scar.num_clusters;
             let made = Made::new(&config, Numbers::random(&config, 3), recipe);
@@ -330,10 +308,10 @@ fn laws(cases: &mut Cases) {
             let (touched, _) = modules_touched(&made.prefill()?);
             need(touched == [0, 1, 2, 3, 4, 5, 6], || format!("modules that read: wanted all, found {touched:?}"))
         });
-        cases.add(name("permuted-modules-one-each"), When::Always, move || permuted(1, recipe));
-        cases.add(name("permuted-modules-three-each"), When::Always, move || permuted(3, recipe));
+        cases.add(name("permuted-modules-one-each"), true, move || permuted(1, recipe));
+        cases.add(name("permuted-modules-three-each"), true, move || permuted(3, recipe));
     }
-    cases.add("laws/decode-moves-what-it-must/gem-mini".into(), When::Always, decode_bytes);
+    cases.add("laws/decode-moves-what-it-must/gem-mini".into(), true, decode_bytes);
 }
 
 /// The modules of a model in another order, with their keys and values. There is no router, whose domains know clusters by

@@ -9,8 +9,7 @@
 //! * greedy tokens equal. From a step where PyTorch's best two logits are nearer than 1e-3 on, the mean that may be off, another
 //!   token is not an error: the continuation is then another one, is not compared, and is counted.
 //!
-//! A plain `cargo test` simulates some prompts for a few tokens; `LAPIDARY_TEST=full` all 64 for 16, and
-//! `LAPIDARY_TEST=exhaustive` for all 64 tokens.
+//! A plain `cargo test` simulates some prompts for a few tokens; `LAPIDARY_TEST=full` all 64 for all 64 tokens.
 
 #![allow(clippy::print_stdout, reason = "the last lines say how much was compared")]
 
@@ -29,7 +28,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use ndarray::{Array1, Array2};
 use ndarray_npy::{NpzReader, ReadableElement};
 use support::device::Device;
-use support::model::{Model, exhaustive, full, models_dir};
+use support::model::{Model, full, models_dir};
 
 const PROMPTS: usize = 64;
 /// Most of |Δlogit| in the mean over all that is compared.
@@ -43,7 +42,6 @@ const CHUNK_TOKENS: usize = 64;
 /// Of a plain run: every so many prompts are simulated, for so many tokens.
 const SAMPLE_STEP: usize = 21;
 const SAMPLE_TOKENS: usize = 6;
-const FULL_TOKENS: usize = 16;
 
 type Check = Result<(), Failed>;
 
@@ -315,11 +313,7 @@ fn main() {
         vec![Trial::test("weights", weights), Trial::test("harness/another-recipe-is-found", another_recipe_is_found)];
     for prompt in 0..PROMPTS {
         let sampled = prompt % SAMPLE_STEP == 0;
-        let steps = match (exhaustive(), full()) {
-            (true, _) => usize::MAX,
-            (false, true) => FULL_TOKENS,
-            (false, false) => SAMPLE_TOKENS,
-        };
+        let steps = if full() { usize::MAX } else { SAMPLE_TOKENS };
         let (skipped, ignored) = if full() || sampled { ("", false) } else { (" (skipped: LAPIDARY_TEST=full)", true) };
         let mut add = |name: String, check: Box<dyn FnOnce() -> Check + Send>| {
             cases.push(Trial::test(format!("{name}{skipped}"), check).with_ignored_flag(ignored));

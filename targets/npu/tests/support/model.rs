@@ -194,8 +194,3 @@ pub fn random_models() -> Vec<PathBuf> {
 pub fn full() -> bool {
     std::env::var_os("LAPIDARY_TEST").is_some()
 }
-
-/// Whether they run with nothing sampled: `LAPIDARY_TEST=exhaustive`.
-pub fn exhaustive() -> bool {
-    std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "exhaustive")
-}
