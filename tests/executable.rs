@@ -2,7 +2,7 @@
 //! to damaged ones; how they are made.
 //!
 //! With `LAPIDARY_TEST=full` gem-mini's own executables continue reference prompts for 64 tokens each, with one thread and with four, and
-//! every token is held against PyTorch's: natively all 64 prompts, on both Pi cores every eighth (`LAPIDARY_TEST=exhaustive`: all).
+//! every token is held against PyTorch's: natively all 64 prompts, on both Pi cores every sixteenth (`LAPIDARY_TEST=exhaustive`: all).
 
 mod support;
 
@@ -89,8 +89,8 @@ fn expect(command: &mut Command, code: i32, text: &str) -> Result<(), Failed> {
 fn continues_as_pytorch(model: &Path, target: &'static Target, threads: &str, step: usize) -> Result<(), Failed> {
     let made = Made::of(model, target)?;
     let [ids, some, found] = ["ids.npz", "some.npz", "found.npz"].map(|name| made.beside(name));
-    let (prompts, tokens) = copy_some(&model.join("reference.npz"), step, &ids, &some);
-    let tokens = tokens.to_string();
+    let prompts = copy_some(&model.join("reference.npz"), step, |array| ["ids", "greedy"].contains(&array), &some);
+    let tokens = copy_ids(&some, &ids).expect("continuations").to_string();
     let input = format!("ids=@{}", ids.display());
     let mut command = made.command();
     command.args(["-q", "--threads", threads, "--max-new", &tokens, "--ignore-eos", "--input", &input, "--output"]);
@@ -359,7 +359,7 @@ fn main() {
         for threads in ["1", "4"] {
             let name = format!("continues_as_pytorch-{threads}-threads");
             let model = if full() { gem_mini() } else { tiny() };
-            let step = if full() && target.cpu.is_some() && !exhaustive() { 8 } else { 1 };
+            let step = if full() && target.cpu.is_some() && !exhaustive() { 16 } else { 1 };
             add(&name, Box::new(move || continues_as_pytorch(&model, target, threads, step)));
         }
         add("runs", Box::new(|| runs(target)));

@@ -2,16 +2,19 @@
 
 #![allow(dead_code, reason = "each suite uses its part")]
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-
-use lapidary_target_cpu::CpuTarget;
 use std::time::Duration;
 
+use lapidary_target_cpu::CpuTarget;
 use ndarray::Array1;
 use ndarray_npy::{NpzReader, NpzWriter};
+use tempfile::TempDir;
+use zip::{ZipArchive, ZipWriter};
 
 #[path = "../../src/runner.rs"]
 mod runner;
@@ -26,7 +29,8 @@ pub fn full() -> bool {
     std::env::var_os("LAPIDARY_TEST").is_some()
 }
 
-/// Whether they also run all that takes many minutes under emulation: `LAPIDARY_TEST=exhaustive`.
+/// Whether they also run on all of gem-mini's prompts what takes many minutes with them, under emulation or in the reference
+/// interpreter: `LAPIDARY_TEST=exhaustive`.
 pub fn exhaustive() -> bool {
     std::env::var("LAPIDARY_TEST").is_ok_and(|v| v == "exhaustive")
 }
@@ -147,31 +151,35 @@ impl Target {
     }
 }
 
-/// Every `step`th prompt of a reference, for what takes too long with all: ids as the command of a device reads them, and ids with
-/// continuations to compare with. Gives the number of prompts and the length of their continuations.
-pub fn copy_some(reference: &Path, step: usize, ids: &Path, some: &Path) -> (usize, usize) {
-    let mut from = NpzReader::new(std::fs::File::open(reference).expect("a reference")).expect("an archive");
-    let mut files = [ids, some].map(|path| NpzWriter::new(std::fs::File::create(path).expect("a file")));
-    let (mut prompts, mut tokens) = (0, 0);
-    for entry in from.names().expect("an archive") {
-        let name = entry.trim_end_matches(".npy");
+/// Writes every `step`th prompt of a reference, for what takes too long with all: of its arrays those that `wanted` says. Gives the
+/// number of prompts.
+pub fn copy_some(reference: &Path, step: usize, wanted: impl Fn(&str) -> bool, to: &Path) -> usize {
+    let mut from = ZipArchive::new(std::fs::File::open(reference).expect("a reference")).expect("an archive");
+    let mut some = ZipWriter::new(std::fs::File::create(to).expect("a file"));
+    let mut prompts = BTreeSet::new();
+    for i in 0..from.len() {
+        let entry = from.by_index_raw(i).expect("an archive");
+        let name = entry.name().trim_end_matches(".npy");
         let Some((number, what)) = name.strip_prefix("prompt.").and_then(|rest| rest.split_once('.')) else { continue };
-        if number.parse::<usize>().expect("a number") % step != 0 || !["ids", "greedy"].contains(&what) {
-            continue;
-        }
-        let array: Array1<i64> = from.by_name(&entry).expect("int64 [n]");
-        files[1].add_array(name, &array).expect("a file");
-        if what == "ids" {
-            files[0].add_array(name, &array).expect("a file");
-            prompts += 1;
-        } else {
-            tokens = array.len();
+        let number: usize = number.parse().expect("a number");
+        if number.is_multiple_of(step) && wanted(what) {
+            prompts.insert(number);
+            some.raw_copy_file(entry).expect("a file");
         }
     }
-    for file in files {
-        file.finish().expect("a file");
+    some.finish().expect("a file");
+    prompts.len()
+}
+
+/// A model's folder again, with every `step`th prompt of its reference.
+pub fn with_some_prompts(model: &Path, step: usize) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        symlink(model.join(name), folder.path().join(name)).expect("a link");
     }
-    (prompts, tokens)
+    let prompts = copy_some(&model.join("reference.npz"), step, |_| true, &folder.path().join("reference.npz"));
+    assert!(prompts > 0, "{}: wanted prompts, found none", model.display());
+    folder
 }
 
 /// Writes the ids of a reference as the command of a device reads them, not compressed. Gives the length of the greedy
