@@ -10,6 +10,8 @@ names to measure by. Its attention sees as many keys as gem-mini's may: the wind
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from .presets import changed
 from .train import Recipe
 
 GRAIN = 8
-"""Sizes of the dense general path are multiples of this."""
+"""A general path that is made larger gets a size that is a multiple of this."""
 
 
 def dense(config: GemConfig, intermediate_size: int) -> GemConfig:
@@ -51,19 +53,33 @@ def is_dense(config: GemConfig) -> bool:
 
 def dense_active(config: GemConfig, modules_per_token: float) -> GemConfig:
     """The dense model that touches as many parameters per generated token as `config` does."""
-    return _nearest(config, lambda c: touched_parameters(c, 0), touched_parameters(config, modules_per_token))
+    return _nearest(partial(dense, config), _touched(0), touched_parameters(config, modules_per_token))
 
 
 def dense_total(config: GemConfig) -> GemConfig:
     """The dense model that has as many parameters as `config`."""
-    return _nearest(config, total_parameters, total_parameters(config))
+    return _nearest(partial(dense, config), total_parameters, total_parameters(config))
 
 
-def _nearest(config: GemConfig, size, wanted: float) -> GemConfig:
-    """The dense model of the size nearest to the wanted one; sizes are linear in the general path's."""
-    one, two = size(dense(config, GRAIN)), size(dense(config, 2 * GRAIN))
+def without_modules(config: GemConfig, modules_per_token: float) -> GemConfig:
+    """All of the routing with nothing to route to: modules of size 1, and a general path as large as lets a token touch as
+    many parameters as with `config`. What it does better than a dense model is the token router's and the memory's."""
+
+    def sized(intermediate_size: int) -> GemConfig:
+        return changed(config, {"module_intermediate_size": 1, "intermediate_size": intermediate_size})
+
+    return _nearest(sized, _touched(modules_per_token), touched_parameters(config, modules_per_token))
+
+
+def _touched(modules_per_token: float) -> Callable[[GemConfig], float]:
+    return lambda config: touched_parameters(config, modules_per_token)
+
+
+def _nearest(sized: Callable[[int], GemConfig], size: Callable[[GemConfig], float], wanted: float) -> GemConfig:
+    """Of the models with a general path of so many grains the one of the size nearest to the wanted one."""
+    one, two = size(sized(GRAIN)), size(sized(2 * GRAIN))  # sizes are linear in the general path's
     grains = max(1, round(1 + (wanted - one) / (two - one)))
-    return dense(config, grains * GRAIN)
+    return sized(grains * GRAIN)
 
 
 def dense_recipe(recipe: Recipe) -> Recipe:
@@ -85,8 +101,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "top-2": {"scar.policy": "top_k", "scar.k_max": 2},
     "top-3": {"scar.policy": "top_k", "scar.k_max": 3},
 }
-"""Name → change. gem-mini's tokens visit 2.5 modules in the mean, so a fixed number is tried on either side."""
+"""Changes by name. gem-mini's tokens visit 2.5 modules in the mean, so a fixed number is tried on either side."""
 
 
-def ablation(config: GemConfig, name: str) -> GemConfig:
-    return changed(config, ABLATIONS[name])
+def ablations(config: GemConfig, modules_per_token: float) -> dict[str, GemConfig]:
+    """Name → `config` with one thing taken away."""
+    out = {name: changed(config, change) for name, change in ABLATIONS.items()}
+    return out | {"no-modules": without_modules(config, modules_per_token)}

@@ -11,7 +11,7 @@ from ..config import GemConfig
 from ..preservation import Preservation
 from ..presets import RECIPES, changed, preset
 from ..train import Recipe
-from ..variants import ABLATIONS, ablation, dense_active, dense_recipe, dense_total
+from ..variants import ablations, dense_active, dense_recipe, dense_total
 
 ROUTED = "routed"
 """The model that all others are compared with, and that fine-tuning starts from."""
@@ -71,7 +71,8 @@ def trained(config: GemConfig, recipe: Recipe, modules_per_token: float, seeds: 
                 seeded("dense-active-full-attention", seed), "routing", changed(active, dense_attention), dense_recipe(r)
             ),
         ]
-        out += [Run(seeded(name, seed), "ablation", ablation(config, name), r) for name in ABLATIONS]
+        without = ablations(config, modules_per_token)
+        out += [Run(seeded(name, seed), "ablation", other, r) for name, other in without.items()]
     return out
 
 
