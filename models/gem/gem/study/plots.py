@@ -121,14 +121,13 @@ def pictures(t: dict) -> dict[str, str]:
     domains, out = t["domains"], {}
     tag = " (smoke)" if t["plan"] == "smoke" else ""
 
-    def bits(part: str) -> dict[str, list[float]]:
-        rows = [r for r in t["trained"] if r["part"] == part or r["name"] == ROUTED]
-        return {r["name"]: [r["bits_per_byte"][d] for d in domains] for r in rows}
-
+    base = next((r["bits_per_byte"] for r in t["trained"] if r["name"] == ROUTED), None)
     for part in ("routing", "ablation"):
-        if any(r["part"] == part for r in t["trained"]):
-            title = f"Bits per byte, test split: {part}{tag}"
-            out[f"{part}-bits-per-byte.svg"] = bars(title, "bits per byte", domains, bits(part))
+        others = [r for r in t["trained"] if r["part"] == part and r["name"] != ROUTED]
+        if base and others:
+            more = {r["name"]: [100 * (r["bits_per_byte"][d] / base[d] - 1) for d in ("mean", *domains)] for r in others}
+            title = f"Bits per byte more than {ROUTED}, test split{tag}"
+            out[f"{part}-bits-per-byte.svg"] = bars(title, "%", ["mean", *domains], more)
     routed = t["routed"]
     if routed:
         layers = [f"layer {i}" for i in range(len(routed["modules_by_layer"]))]

@@ -137,11 +137,11 @@ def cost_table(rows: list[dict]) -> str:
     body = [
         [r["name"], f"{r['parameters']:,}", f"{r['touched_parameters']:,}", f"{r['modules_per_token']:.2f}",
          f"{r['attended_keys']:.1f}", f"{r['bytes_touched'] / 1e6:.3f}", f"{r['multiply_adds'] / 1e6:.3f}",
-         f"{r['train_tokens_per_s']:.0f}" if r["train_tokens_per_s"] else "–"]
+         f"{np.mean(r['mutual_information_bits']):.3f}" if r["modules_per_token"] else "–"]
         for r in rows
     ]  # fmt: skip
     heads = ["model", "parameters", "touched", "modules", "keys attended to", "MB touched (fp16)", "million multiply-adds",
-             "trained tokens/s"]  # fmt: skip
+             "I(domain; module), mean of layers"]  # fmt: skip
     return markdown_table(heads, body)
 
 
