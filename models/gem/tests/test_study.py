@@ -309,6 +309,21 @@ def test_the_full_plan_trains_all_on_the_same_tokens():
     assert MINI_MODULES_PER_TOKEN == pytest.approx(measured, abs=0.01)
 
 
+def test_seeds_are_compared_with_their_own_routed_model():
+    def row(name, seed, bits):
+        return {"name": name, "seed": seed, "bits_per_byte": {"mean": bits, "law": bits}}
+
+    rows = [row(ROUTED, 0, 2.0), row("top-2", 0, 1.9), row("routed.seed1", 1, 1.6), row("top-2.seed1", 1, 1.8)]
+    shares = [line.split(" | ")[2] for line in tables.bits_table(rows, ["law"]).splitlines()[2:]]
+    assert shares == ["+0.0 %", "-5.0 %", "+0.0 %", "+12.5 %"]
+    assert "| top-2.seed1 | 1.800 | – |" in tables.bits_table(rows[3:], ["law"])
+    assert tables.seeds_table(rows).splitlines()[2:] == [
+        "| routed | 2.0000 | 1.6000 | 1.8000 | 0.4000 |",
+        "| top-2 | 1.9000 | 1.8000 | 1.8500 | 0.1000 |",
+    ]
+    assert tables.seeds_table(rows[:2]) is None
+
+
 def test_scale_covers_its_values():
     for low, high in ((0, 1), (-0.03, 0.07), (1.2, 1.3), (0, 0), (3, 2000)):
         scale = Scale(low, high)

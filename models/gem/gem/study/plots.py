@@ -123,10 +123,10 @@ def pictures(t: dict) -> dict[str, str]:
 
     base = next((r["bits_per_byte"] for r in t["trained"] if r["name"] == ROUTED), None)
     for part in ("routing", "ablation"):
-        others = [r for r in t["trained"] if r["part"] == part and r["name"] != ROUTED]
+        others = [r for r in t["trained"] if r["part"] == part and r["name"] != ROUTED and r["seed"] == 0]
         if base and others:
             more = {r["name"]: [100 * (r["bits_per_byte"][d] / base[d] - 1) for d in ("mean", *domains)] for r in others}
-            title = f"Bits per byte more than {ROUTED}, test split{tag}"
+            title = f"Bits per byte more than {ROUTED}, test split, seed 0{tag}"
             out[f"{part}-bits-per-byte.svg"] = bars(title, "%", ["mean", *domains], more)
     routed = t["routed"]
     if routed:

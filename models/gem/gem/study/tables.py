@@ -9,7 +9,7 @@ import numpy as np
 
 from ..evaluate import markdown_table
 from . import metrics
-from .plan import ROUTED, Plan, fine_tuned
+from .plan import ROUTED, Plan, fine_tuned, seeded
 from .runs import evaluation_of
 from .speed import SPEED_FILE
 
@@ -110,6 +110,8 @@ def render(t: dict) -> str:
         out += ["Not run yet: " + ", ".join(t["missing"]) + ".", ""]
     if t["trained"]:
         out += ["## Bits per byte, test split", "", bits_table(t["trained"], domains), ""]
+        by_seed = seeds_table(t["trained"])
+        out += ["## Bits per byte by seed, mean of the domains", "", by_seed, ""] if by_seed else []
         out += ["## Cost per generated token", "", cost_table(t["trained"]), ""]
     if t["speed"]:
         out += ["## Speed, compiled", "", speed_table(t["speed"]), ""]
@@ -124,13 +126,32 @@ def render(t: dict) -> str:
 
 
 def bits_table(rows: list[dict], domains: list[str]) -> str:
-    base = next((r["bits_per_byte"]["mean"] for r in rows if r["name"] == ROUTED), None)
     body = []
     for r in rows:
-        b = r["bits_per_byte"]
-        apart = "–" if base is None else f"{100 * (b['mean'] / base - 1):+.1f} %"
+        b, routed = r["bits_per_byte"], routed_like(rows, r)
+        apart = "–" if routed is None else f"{100 * (b['mean'] / routed['bits_per_byte']['mean'] - 1):+.1f} %"
         body.append([r["name"], f"{b['mean']:.3f}", apart, *(f"{b[d]:.3f}" for d in domains)])
-    return markdown_table(["model", "mean", "against routed", *domains], body)
+    return markdown_table(["model", "mean", "against routed of its seed", *domains], body)
+
+
+def routed_like(rows: list[dict], row: dict) -> dict | None:
+    """The routed model that was trained with the same seed."""
+    return next((r for r in rows if r["name"] == seeded(ROUTED, row["seed"])), None)
+
+
+def seeds_table(rows: list[dict]) -> str | None:
+    """Models that were trained with several seeds; None when there are none."""
+    by_name: dict[str, dict[int, float]] = {}
+    for r in rows:
+        by_name.setdefault(r["name"].removesuffix(f".seed{r['seed']}"), {})[r["seed"]] = r["bits_per_byte"]["mean"]
+    seeds = sorted({r["seed"] for r in rows})
+    body = [
+        [name, *(f"{bits[s]:.4f}" if s in bits else "–" for s in seeds), f"{np.mean(list(bits.values())):.4f}",
+         f"{max(bits.values()) - min(bits.values()):.4f}"]
+        for name, bits in by_name.items()
+        if len(bits) > 1
+    ]  # fmt: skip
+    return markdown_table(["model", *(f"seed {s}" for s in seeds), "mean", "largest − smallest"], body) if body else None
 
 
 def cost_table(rows: list[dict]) -> str:
