@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass, fields
@@ -332,3 +333,18 @@ def _to_dict(section: Any) -> dict[str, Any]:
             v = [v]
         out[key_of_field.get(f.name, f.name)] = v
     return out
+
+
+def changed(config: GemConfig, changes: dict[str, Any]) -> GemConfig:
+    """`config` with dotted keys replaced: `changed(config, {"scar.k_max": 2})`."""
+    given = copy.deepcopy(config.to_dict())
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        at: Any = given
+        for name in (*sections, last):
+            if not isinstance(at, dict) or name not in at:
+                known = "one of " + ", ".join(at) if isinstance(at, dict) else "a key"
+                raise ConfigError(key, "this unknown key", known)
+            inner, at = at, at[name]
+        inner[last] = value
+    return GemConfig.from_dict(given)

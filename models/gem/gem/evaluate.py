@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,12 @@ from torch import Tensor
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from .config import ConfigError
 from .data import Passage, cut, encode_split, some
 from .model import Gem
 from .routing_figures import Watch
 from .tokenizer import SEPARATOR_ID
-from .weights import TOKENIZER_FILE, load_model
+from .weights import TOKENIZER_FILE, WeightsError, load_model
 
 
 @dataclass
@@ -127,8 +129,8 @@ def evaluate(model: Gem, passages: list[Passage], progress: bool = False) -> dic
     return report(model, tally) | watch.report(model)
 
 
-def load_for_measuring(folder: str | Path) -> tuple[Gem, Tokenizer]:
-    model = load_model(folder)
+def load_for_measuring(folder: str | Path, changes: dict[str, Any] | None = None) -> tuple[Gem, Tokenizer]:
+    model = load_model(folder, changes=changes)
     model.fast = True
     return model, Tokenizer.from_file(str(Path(folder) / TOKENIZER_FILE))
 
@@ -185,6 +187,17 @@ def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
 DEFAULT_TOKENS = 65536
 
 
+def change(text: str) -> tuple[str, Any]:
+    """A dotted key and its value, in JSON or as it stands: `scar.p=0.6`, `scar.policy=top_k`."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"wanted KEY=VALUE, found {text}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder with config.json, model.safetensors, tokenizer.json")
@@ -194,12 +207,19 @@ def main() -> None:
         "--tokens", type=int, default=DEFAULT_TOKENS,
         help="first passages of all domains in turn, up to so many tokens; 0: all (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", type=change, default=[], metavar="KEY=VALUE", dest="changes",
+        help="measures it with another value in its config.json, like scar.p=0.6 (may be given more than once)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, tokenizer = load_for_measuring(args.model)
+    try:
+        model, tokenizer = load_for_measuring(args.model, dict(args.changes))
+    except (ConfigError, WeightsError) as error:
+        parser.error(str(error))
     passages = passages_of(args.corpus, args.split, model, tokenizer, args.tokens or None)
     figures = evaluate(model, passages, progress=True)
     print(json.dumps(figures, indent=2) if args.json else tables(figures))

@@ -1,4 +1,4 @@
-"""Configurations and recipes to start from, and changes to them by dotted key."""
+"""Configurations and recipes to start from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from .config import ConfigError, GemConfig
+from .config import GemConfig
 from .train import Recipe
 
 DOMAINS = ("adaptive", "commonsense", "conversation", "finance", "healthcare", "law", "multilingual", "stem")
@@ -134,18 +134,4 @@ def preset(name: str, domains: Sequence[str] | None = None, vocab_size: int | No
         given["scar"]["num_clusters"] = max(clusters, clusters // had * len(domains))
     if vocab_size is not None:
         given["vocab_size"] = vocab_size
-    return GemConfig.from_dict(given)
-
-
-def changed(config: GemConfig, changes: dict[str, Any]) -> GemConfig:
-    """`config` with dotted keys replaced: `changed(config, {"scar.k_max": 2})`."""
-    given = copy.deepcopy(config.to_dict())
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        at = given
-        for section in sections:
-            at = at[section]
-        if last not in at:
-            raise ConfigError(key, "this unknown key", "one of " + ", ".join(at))
-        at[last] = value
     return GemConfig.from_dict(given)

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from .config import GemConfig
+from .config import GemConfig, changed
 from .cost import total_parameters, touched_parameters
 from .model import Gem
-from .presets import changed
 from .train import Recipe
 
 GRAIN = 8

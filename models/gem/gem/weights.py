@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import GemConfig
+from .config import GemConfig, changed
 from .model import Gem
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -119,10 +120,10 @@ def load_tensors(model: Gem, given: dict[str, Tensor], where: str) -> None:
         own[name].copy_(tensor)
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Gem:
-    """The model of a folder, its weights widened to `dtype`."""
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, changes: dict[str, Any] | None = None) -> Gem:
+    """The model of a folder, its weights widened to `dtype`. `changes` of its config have to leave all shapes as they are."""
     folder = Path(folder)
-    model = Gem(GemConfig.load(folder / CONFIG_FILE)).to(dtype)
+    model = Gem(changed(GemConfig.load(folder / CONFIG_FILE), changes or {})).to(dtype)
     path = folder / WEIGHTS_FILE
     load_tensors(model, load_file(path), str(path))
     return model.eval().requires_grad_(False)

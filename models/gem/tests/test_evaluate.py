@@ -1,5 +1,6 @@
 """What gem.evaluate measures of routing, against closed forms and definitions; the distillation weights and loss."""
 
+import argparse
 import dataclasses
 import math
 import subprocess
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from gem.config import ConfigError
 from gem.data import Passage, cut, domains_of, read_passages, some
-from gem.evaluate import evaluate, tables
+from gem.evaluate import change, evaluate, tables
 from gem.preservation import FineTuner, Preservation, distillation_weights, divergence
 from gem.routing_figures import CONTEXT_LENGTHS, independent_bias_bits, mutual_information, plug_in_bits
 from gem.study import made_up
@@ -19,7 +21,7 @@ from gem.tokenizer import SEPARATOR_ID, train_tokenizer
 from gem.train_command import planned, train_on
 from gem.presets import RECIPES
 from gem.train import Recipe
-from gem.weights import load_model
+from gem.weights import WeightsError, load_model, save_model
 from small_models import model_of, plain
 
 MODELS = Path(__file__).resolve().parents[2]
@@ -79,6 +81,21 @@ def test_evaluate_is_the_definition():
         assert told["mutual_information"][layer]["bits"] == pytest.approx(plug_in_bits(visits[:, layer]), abs=1e-4)
         assert told["attended_keys_by_layer"][layer] == pytest.approx(float(keys[layer]) / total, abs=0.01)
     assert "| 256 | 1 |" in tables(told)
+
+
+def test_another_value_of_the_config_is_measured_on_the_same_weights(tmp_path):
+    save_model(model_of(plain()), tmp_path, "fp32")
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    for k in (1, 2, 7):
+        model = load_model(tmp_path, changes=dict([change("scar.policy=top_k"), change(f"scar.k_max={k}")]))
+        assert model(ids).routing[0].modules.sum(-1).unique().tolist() == [k]
+    for wrong, found in (("scar.kmax=2", "scar.kmax"), ("nothing.k=2", "nothing.k"), ("hidden_size.k=2", "a key")):
+        with pytest.raises(ConfigError, match=found):
+            load_model(tmp_path, changes=dict([change(wrong)]))
+    with pytest.raises(WeightsError, match="wanted shape"):
+        load_model(tmp_path, changes=dict([change("scar.num_clusters=8")]))
+    with pytest.raises(argparse.ArgumentTypeError, match="KEY=VALUE"):
+        change("scar.p")
 
 
 def test_without_a_token_router_there_is_no_accuracy():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from gem.config import ConfigError, GemConfig
+from gem.config import ConfigError, GemConfig, changed
 from gem.cost import module_parameters, token_cost, total_parameters, touched_parameters
 from gem.model import Gem
-from gem.presets import DOMAINS, PRESETS, RECIPES, changed, preset
+from gem.presets import DOMAINS, PRESETS, RECIPES, preset
 from gem.study import made_up, metrics, speed, tables
 from gem.study.__main__ import study
 from gem.study.plan import MINI_MODULES_PER_TOKEN, ROUTED, full_plan, smoke_plan

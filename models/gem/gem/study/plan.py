@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import GemConfig
+from ..config import GemConfig, changed
 from ..preservation import Preservation
-from ..presets import RECIPES, changed, preset
+from ..presets import RECIPES, preset
 from ..train import Recipe
 from ..variants import ablations, dense_active, dense_recipe, dense_total
 
