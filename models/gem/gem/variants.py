@@ -27,7 +27,6 @@ GRAIN = 8
 
 def dense(config: GemConfig, intermediate_size: int) -> GemConfig:
     """`config` without token router, modules and memory, its general path of the given size."""
-    attention = config.attention
     changes: dict[str, Any] = {
         "intermediate_size": intermediate_size,
         "module_intermediate_size": 1,
@@ -39,10 +38,14 @@ def dense(config: GemConfig, intermediate_size: int) -> GemConfig:
         "scar.k_min": 0,
         "scar.k_max": 1,
         "scar.memory": False,
-        "attention.window": attention.window + attention.cluster_cap,
-        "attention.cluster_cap": 0,
     }
-    return changed(config, changes)
+    return changed(config, changes | window_attention(config))
+
+
+def window_attention(config: GemConfig) -> dict[str, int]:
+    """The changes that let attention see the latest keys alone, as many as it may see of them and of its cluster's."""
+    attention = config.attention
+    return {"attention.window": attention.window + attention.cluster_cap, "attention.cluster_cap": 0}
 
 
 def is_dense(config: GemConfig) -> bool:
@@ -109,4 +112,7 @@ number is tried on either side."""
 def ablations(config: GemConfig, modules_per_token: float) -> dict[str, GemConfig]:
     """Name → `config` with one thing taken away."""
     out = {name: changed(config, change) for name, change in ABLATIONS.items()}
-    return out | {"no-modules": without_modules(config, modules_per_token)}
+    return out | {
+        "window-attention": changed(config, window_attention(config)),
+        "no-modules": without_modules(config, modules_per_token),
+    }

@@ -135,12 +135,13 @@ def test_every_ablation_changes_one_thing():
     config = preset("gem-mini")
     without = ablations(config, 2.48)
     sizes = {"module_intermediate_size": 1, "intermediate_size": without["no-modules"].intermediate_size}
-    for name, change in (ABLATIONS | {"no-modules": sizes}).items():
+    changes = ABLATIONS | {"no-modules": sizes, "window-attention": {"attention.window": 128, "attention.cluster_cap": 0}}
+    assert set(without) == set(changes)
+    for name, change in changes.items():
         given, other = config.to_dict(), without[name].to_dict()
         flat = [{**{k: v for k, v in c.items() if not isinstance(v, dict)}, **{f"{s}.{k}": v for s in c if isinstance(c[s], dict) for k, v in c[s].items()}} for c in (given, other)]  # fmt: skip
         differing = {k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k)}
         assert differing and all(any(d == k or d.startswith(k + ".") for k in change) for d in differing), name
-    assert set(without) == {*ABLATIONS, "no-modules"}
     step = config.num_hidden_layers * 3 * config.hidden_size * 8
     assert abs(touched_parameters(without["no-modules"], 2.48) - touched_parameters(config, 2.48)) <= step / 2
 
@@ -162,7 +163,7 @@ def smoke(tmp_path_factory):
 def test_smoke_files_are_there_and_consistent(smoke):
     plan, out, told = smoke
     assert told == json.loads((out / "tables.json").read_text())
-    assert told["missing"] == [] and len(told["trained"]) == 5 + len(ABLATIONS)
+    assert told["missing"] == [] and len(told["trained"]) == 6 + len(ABLATIONS)
     for run in plan.runs:
         found = json.loads((out / "runs" / run.name / "evaluation.json").read_text())
         assert found["parameters"] == total_parameters(run.config)
@@ -301,7 +302,7 @@ def test_only_brings_along_the_teacher():
 def test_the_full_plan_trains_all_on_the_same_tokens():
     plan = full_plan(MINI, seeds=2)
     trained = [r for r in plan.runs if r.part != "preservation"]
-    assert len(trained) == 2 * (5 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 16
+    assert len(trained) == 2 * (6 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 16
     assert [r.given for r in trained if r.given] == [MINI]
     schedule = {(r.recipe.steps, r.recipe.batch_size, r.recipe.length, r.recipe.learning_rate) for r in trained}
     assert schedule == {(1500, 12, 384, 3e-3)}
