@@ -84,7 +84,7 @@ fn damage_behind_right_checksums_never_panics() {
         words.extend((begin..begin + len / 4 * 4).step_by(4));
     }
     words.extend((8..64 + 32 * 9).step_by(4));
-    for at in words.into_iter().step_by(if cfg!(miri) { 1031 } else { 1 }) {
+    for at in words.into_iter().step_by(if cfg!(miri) { 257 } else { 1 }) {
         for value in values {
             let mut damaged = bytes.clone();
             put(&mut damaged, at, &value.to_le_bytes());
