@@ -357,9 +357,9 @@ fn main() {
             trials.push(Trial::test(name, test).with_ignored_flag(why_not.is_some()));
         };
         for threads in ["1", "4"] {
-            let name = format!("continues_as_pytorch-{threads}-threads");
             let model = if full() { gem_mini() } else { tiny() };
             let step = if full() && target.cpu.is_some() && !exhaustive() { 16 } else { 1 };
+            let name = format!("continues_as_pytorch-{threads}-threads{}", support::every(step));
             add(&name, Box::new(move || continues_as_pytorch(&model, target, threads, step)));
         }
         add("runs", Box::new(|| runs(target)));

@@ -151,6 +151,11 @@ impl Target {
     }
 }
 
+/// What a test's name says of prompts that it leaves out.
+pub fn every(step: usize) -> String {
+    if step == 1 { String::new() } else { format!("-one-prompt-of-{step}") }
+}
+
 /// Writes every `step`th prompt of a reference, for what takes too long with all: of its arrays those that `wanted` says. Gives the
 /// number of prompts.
 pub fn copy_some(reference: &Path, step: usize, wanted: impl Fn(&str) -> bool, to: &Path) -> usize {

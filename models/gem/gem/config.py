@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import dataclass, fields
@@ -337,7 +336,7 @@ def _to_dict(section: Any) -> dict[str, Any]:
 
 def changed(config: GemConfig, changes: dict[str, Any]) -> GemConfig:
     """`config` with dotted keys replaced: `changed(config, {"scar.k_max": 2})`."""
-    given = copy.deepcopy(config.to_dict())
+    given = config.to_dict()
     for key, value in changes.items():
         *sections, last = key.split(".")
         at: Any = given

@@ -20,7 +20,7 @@ from torch import Tensor
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from .config import ConfigError
+from .config import ConfigError, GenerationError
 from .data import Passage, cut, encode_split, some
 from .model import Gem
 from .routing_figures import Watch
@@ -218,7 +218,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     try:
         model, tokenizer = load_for_measuring(args.model, dict(args.changes))
-    except (ConfigError, WeightsError) as error:
+        model.config.check_generation()
+    except (ConfigError, GenerationError, WeightsError) as error:
         parser.error(str(error))
     passages = passages_of(args.corpus, args.split, model, tokenizer, args.tokens or None)
     figures = evaluate(model, passages, progress=True)

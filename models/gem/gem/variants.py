@@ -65,7 +65,7 @@ def dense_total(config: GemConfig) -> GemConfig:
 
 def without_modules(config: GemConfig, modules_per_token: float) -> GemConfig:
     """All of the routing with nothing to route to: modules of size 1, and a general path as large as lets a token touch as
-    many parameters as with `config`. What it does better than a dense model is the token router's and the memory's."""
+    many parameters as with `config`. What it does better than a dense model is not the modules'."""
 
     def sized(intermediate_size: int) -> GemConfig:
         return changed(config, {"module_intermediate_size": 1, "intermediate_size": intermediate_size})
@@ -110,7 +110,7 @@ number is tried on either side."""
 
 
 def ablations(config: GemConfig, modules_per_token: float) -> dict[str, GemConfig]:
-    """Name → `config` with one thing taken away."""
+    """Name → `config` with one thing taken away or changed."""
     out = {name: changed(config, change) for name, change in ABLATIONS.items()}
     return out | {
         "window-attention": changed(config, window_attention(config)),

@@ -310,6 +310,12 @@ def test_the_full_plan_trains_all_on_the_same_tokens():
     assert MINI_MODULES_PER_TOKEN == pytest.approx(measured, abs=0.01)
 
 
+def test_share_of_visits_to_modules_of_the_own_domain_by_hand():
+    """Two domains, five modules: 0, 2 and 4 are the first domain's."""
+    assert tables.own_domain_share([[1, 2, 3, 4, 0], [1, 1, 1, 1, 0]]) == pytest.approx((0.4 + 0.5) / 2)
+    assert tables.own_domain_share([[0, 0], [0, 0]]) is None
+
+
 def test_seeds_are_compared_with_their_own_routed_model():
     def row(name, seed, bits):
         return {"name": name, "seed": seed, "bits_per_byte": {"mean": bits, "law": bits}}

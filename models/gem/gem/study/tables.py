@@ -45,7 +45,15 @@ def trained_row(run: dict) -> dict:
         "bits_per_byte": test["bits_per_byte"],
         "modules_per_token": test["modules_per_token"]["mean"],
         "mutual_information_bits": [m["bits"] for m in test["mutual_information"]],
+        "own_domain_share": own_domain_share(list(test["module_visits_by_domain"].values())),
     }
+
+
+def own_domain_share(visits: list[list[int]]) -> float | None:
+    """visits [D][C] → the share of a domain's visits that goes to modules of that domain (c ≡ d mod D), mean over domains."""
+    if not all(map(sum, visits)):
+        return None
+    return float(np.mean([sum(row[d :: len(visits)]) / sum(row) for d, row in enumerate(visits)]))
 
 
 def routed_figures(run: dict) -> dict:
@@ -158,11 +166,12 @@ def cost_table(rows: list[dict]) -> str:
     body = [
         [r["name"], f"{r['parameters']:,}", f"{r['touched_parameters']:,}", f"{r['modules_per_token']:.2f}",
          f"{r['attended_keys']:.1f}", f"{r['bytes_touched'] / 1e6:.3f}", f"{r['multiply_adds'] / 1e6:.3f}",
-         f"{np.mean(r['mutual_information_bits']):.3f}" if r["modules_per_token"] else "–"]
+         f"{np.mean(r['mutual_information_bits']):.3f}" if r["modules_per_token"] else "–",
+         f"{100 * r['own_domain_share']:.0f} %" if r["own_domain_share"] is not None else "–"]
         for r in rows
     ]  # fmt: skip
     heads = ["model", "parameters", "touched", "modules", "keys attended to", "MB touched (fp16)", "million multiply-adds",
-             "I(domain; module), mean of layers"]  # fmt: skip
+             "I(domain; module), mean of layers", "visits to own domain's modules"]  # fmt: skip
     return markdown_table(heads, body)
 
 
