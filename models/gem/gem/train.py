@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import GemConfig
+from .config import GemConfig, changed
 from .data import NO_DOMAIN, Batch, Batches, Passage
 from .evaluate import measure
 from .model import Gem, GemOutput
@@ -44,11 +44,20 @@ class Recipe:
     balance_weight: float = 0.01
     budget_weight: float = 0.05
     module_budget: float = 5.0  # wanted effective number of modules, exp of the entropy of a
+    fixed_modules: int = 0  # while training every token visits so many, whatever the config's policy; 0: as it says
     seed: int = 0
     bf16: bool = True
     checkpoint_every: int = 50
     evaluate_every: int = 250
     log_every: int = 25
+
+
+def while_training(config: GemConfig, recipe: Recipe) -> GemConfig:
+    """What is trained. A policy has no weights, so what is trained with one can be run with another."""
+    if recipe.fixed_modules == 0:
+        return config
+    k = recipe.fixed_modules
+    return changed(config, {"scar.policy": "top_k", "scar.k_min": min(k, config.scar.k_min), "scar.k_max": k})
 
 
 def rate(recipe: Recipe, step: int) -> float:
@@ -96,10 +105,10 @@ class Trainer:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
         keep_freed_memory()
-        self.recipe, self.valid, self.folder = recipe, valid, Path(folder)
+        self.config, self.recipe, self.valid, self.folder = config, recipe, valid, Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.batches = Batches(train, recipe.batch_size, recipe.length, recipe.seed)
-        self.model = Gem(config, fast=True)
+        self.model = Gem(while_training(config, recipe), fast=True)
         initialise(self.model, recipe.seed)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
@@ -110,7 +119,7 @@ class Trainer:
             self._resume()
 
     def run(self, until: int | None = None, progress: bool = False, deadline: float | None = None) -> Gem:
-        """Trains up to step `until` (all of them when None) and leaves a checkpoint there.
+        """Trains up to step `until` (all of them when None), leaves a checkpoint there, and gives the model with its own policy.
 
         At `deadline`, in `time.monotonic()`'s seconds, it stops sooner, with a checkpoint, too.
         """
@@ -139,7 +148,7 @@ class Trainer:
         if self.step > saved:
             self._save()
         bar.close()
-        return self.model
+        return self._own_policy()
 
     def _train_step(self) -> dict[str, Tensor | float]:
         lr = rate(self.recipe, self.step)
@@ -160,10 +169,18 @@ class Trainer:
 
     def _evaluate(self) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
-            return measure(self.model, self.valid).bits_per_byte()
+            return measure(self._own_policy(), self.valid).bits_per_byte()
+
+    def _own_policy(self) -> Gem:
+        """The model as the config has it: itself, or a copy where another number of modules is trained."""
+        if self.config == self.model.config:
+            return self.model
+        model = Gem(self.config, fast=True)
+        model.load_state_dict(self.model.state_dict())
+        return model
 
     def _identity(self) -> dict:
-        return {"config": self.model.config.to_dict(), "recipe": dataclasses.asdict(self.recipe)}
+        return {"config": self.config.to_dict(), "recipe": dataclasses.asdict(self.recipe)}
 
     def _state(self) -> dict:
         """Everything that the next step depends on and that is not in `_identity`."""

@@ -163,7 +163,7 @@ def smoke(tmp_path_factory):
 def test_smoke_files_are_there_and_consistent(smoke):
     plan, out, told = smoke
     assert told == json.loads((out / "tables.json").read_text())
-    assert told["missing"] == [] and len(told["trained"]) == 6 + len(ABLATIONS)
+    assert told["missing"] == [] and len(told["trained"]) == 7 + len(ABLATIONS)
     for run in plan.runs:
         found = json.loads((out / "runs" / run.name / "evaluation.json").read_text())
         assert found["parameters"] == total_parameters(run.config)
@@ -302,10 +302,12 @@ def test_only_brings_along_the_teacher():
 def test_the_full_plan_trains_all_on_the_same_tokens():
     plan = full_plan(MINI, seeds=2)
     trained = [r for r in plan.runs if r.part != "preservation"]
-    assert len(trained) == 2 * (6 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 16
+    assert len(trained) == 2 * (7 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 16
     assert [r.given for r in trained if r.given] == [MINI]
     schedule = {(r.recipe.steps, r.recipe.batch_size, r.recipe.length, r.recipe.learning_rate) for r in trained}
     assert schedule == {(1500, 12, 384, 3e-3)}
+    fixed = {r.name for r in trained if r.recipe.fixed_modules}
+    assert fixed == {"two-while-training", "two-while-training.seed1"}
     measured = json.loads((MINI / "evaluation.json").read_text())["test"]["modules_per_token"]["mean"]
     assert MINI_MODULES_PER_TOKEN == pytest.approx(measured, abs=0.01)
 

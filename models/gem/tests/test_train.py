@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gem.config import GemConfig
+from gem.config import GemConfig, changed
 from gem.data import NO_DOMAIN, Batches, Passage, encode_split, read_passages
 from gem.evaluate import measure, report
 from gem.export import export
@@ -35,6 +35,27 @@ def passages(count=30, seed=0):
 
 def weights(trainer):
     return {name: t.clone() for name, t in named_tensors(trainer.model).items()}
+
+
+def test_a_fixed_number_of_modules_is_trained_and_the_configs_own_policy_is_given(tmp_path):
+    recipe = dataclasses.replace(RECIPE, fixed_modules=2)
+    trainer = Trainer(CONFIG, recipe, passages(), passages(4, 1), tmp_path / "fixed")
+    model = trainer.run()
+    rows = [json.loads(r) for r in (tmp_path / "fixed" / "log.jsonl").read_text().splitlines()]
+    assert [r["modules_per_token"] for r in rows] == [2] * 6
+    assert model.config == CONFIG and CONFIG.scar.policy == "top_p"
+    # What is logged of the valid split is the model's that is given.
+    assert rows[-1]["valid_bits_per_byte"] == round(measure(model, passages(4, 1)).bits_per_byte(), 5)
+    # The same weights as of a model whose policy is that number.
+    fixed = changed(CONFIG, {"scar.policy": "top_k", "scar.k_max": 2})
+    same = Trainer(fixed, RECIPE, passages(), [], tmp_path / "same").run()
+    assert same.config == fixed
+    for name, t in named_tensors(same).items():
+        assert torch.equal(t, named_tensors(model)[name]), name
+    Trainer(CONFIG, recipe, passages(), [], tmp_path / "fixed")  # continues its own run
+    (tmp_path / "fixed" / "tokenizer.json").write_text("{}")
+    export(tmp_path / "fixed", tmp_path / "out", "fp32")
+    assert load_model(tmp_path / "out").config == CONFIG
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -73,6 +73,8 @@ def trained(config: GemConfig, recipe: Recipe, modules_per_token: float, seeds: 
         ]
         without = ablations(config, modules_per_token)
         out += [Run(seeded(name, seed), "ablation", other, r) for name, other in without.items()]
+        fixed = dataclasses.replace(r, fixed_modules=2)
+        out.append(Run(seeded("two-while-training", seed), "ablation", config, fixed))
     return out
 
 
