@@ -85,8 +85,8 @@ def _nearest(sized: Callable[[int], GemConfig], size: Callable[[GemConfig], floa
 
 
 def dense_recipe(recipe: Recipe) -> Recipe:
-    """The same schedule without the terms that are about modules."""
-    return dataclasses.replace(recipe, domain_weight=0.0, balance_weight=0.0, budget_weight=0.0)
+    """The same schedule without the terms that are about modules, and without modules while training."""
+    return dataclasses.replace(recipe, domain_weight=0.0, balance_weight=0.0, budget_weight=0.0, fixed_modules=0)
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from gem.study.__main__ import study
 from gem.study.plan import BUNDLED, ROUTED, full_plan, smoke_plan
 from gem.study.plots import Scale
 from gem.study.runs import Text, execute, trainer_of
-from gem.variants import ABLATIONS, ablations, dense_active, dense_total, is_dense, silence_modules
+from gem.train import while_training
+from gem.variants import ABLATIONS, ablations, dense_active, dense_recipe, dense_total, is_dense, silence_modules
 from gem.weights import count_parameters, load_model, named_tensors, save_model
 from small_models import model_of, plain, random_ids
 from test_reference import MINI
@@ -115,6 +116,13 @@ def test_a_dense_model_visits_no_module_and_sees_as_many_keys():
         keys = model.layers[0].mask(r.clusters, 60).sum(-1)
         limit = config.attention.window + config.attention.cluster_cap + config.attention.sinks
         assert keys.max() == limit
+
+
+def test_a_dense_model_is_trained_without_modules_whatever_the_routed_one_is_trained_with():
+    dense = dense_active(preset("gem-tiny"), 1.5)
+    fixed = dataclasses.replace(RECIPES["gem-tiny"], fixed_modules=2)
+    assert while_training(dense, dense_recipe(fixed)) == dense and is_dense(dense)
+    assert while_training(preset("gem-tiny"), fixed).scar.k_max == 2
 
 
 def test_a_dense_model_is_the_general_path_alone(tmp_path):
