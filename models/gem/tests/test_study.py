@@ -310,12 +310,16 @@ def test_only_brings_along_the_teacher():
 def test_the_full_plan_trains_all_on_the_same_tokens():
     plan = full_plan(MINI, seeds=2)
     trained = [r for r in plan.runs if r.part in ("routing", "ablation")]
-    assert len(trained) == 2 * (7 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 1 + 16
+    assert len(trained) == 2 * (7 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 3 + 16
     assert [(r.name, r.given) for r in plan.runs if r.given] == [(BUNDLED, MINI)]
     schedule = {(r.recipe.steps, r.recipe.batch_size, r.recipe.length, r.recipe.learning_rate) for r in trained}
     assert schedule == {(1500, 12, 384, 3e-3)}
     fixed = {r.name for r in trained if r.recipe.fixed_modules}
     assert fixed == {"two-while-training", "two-while-training.seed1"}
+    bundled = {r.name: r for r in plan.runs if r.part == "bundled"}
+    assert set(bundled) == {BUNDLED, f"{BUNDLED}.dense-active", f"{BUNDLED}.dense-total"}
+    assert {r.recipe.steps for r in bundled.values()} == {3600}
+    assert [is_dense(r.config) for r in bundled.values()] == [False, True, True]
 
 
 def test_share_of_visits_to_modules_of_the_own_domain_by_hand():

@@ -112,15 +112,22 @@ ROUTED_STEPS = 1500
 ROUTED_MODULES_PER_TOKEN = 2.48
 """Of ROUTED of seed 0 on the test split: what dense models and the one without modules are sized by."""
 BUNDLED = "gem-mini"
+BUNDLED_MODULES_PER_TOKEN = 2.54
+"""Of the bundled model on the test split."""
 
 
 def full_plan(mini: Path, seeds: int = 1, weight: float = DISTILLATION_WEIGHT) -> Plan:
     """Comparisons at gem-mini's size, all trained for `ROUTED_STEPS`. `mini` is gem-mini's folder: its tokenizer serves all, and
-    it is measured, too."""
+    it is measured, beside dense models that are trained for as long."""
     config, recipe = preset("gem-mini"), RECIPES["gem-mini"]
     short = dataclasses.replace(recipe, steps=ROUTED_STEPS, fixed_modules=0)
     runs = trained(config, short, ROUTED_MODULES_PER_TOKEN, seeds)
-    runs.append(Run(BUNDLED, "bundled", config, recipe, given=mini))
+    active, total = dense_active(config, BUNDLED_MODULES_PER_TOKEN), dense_total(config)
+    runs += [
+        Run(BUNDLED, "bundled", config, recipe, given=mini),
+        Run(f"{BUNDLED}.dense-active", "bundled", active, dense_recipe(recipe)),
+        Run(f"{BUNDLED}.dense-total", "bundled", total, dense_recipe(recipe)),
+    ]
     runs += tuned(config, FINE_TUNING, weight, length=128, refresh_every=10)
     return Plan("full", tuple(runs), mini / "tokenizer.json", None, 65536, 8192)
 
