@@ -140,7 +140,8 @@ fn the_bundled_model_stays_near_itself() {
     let [fp16, int8, hybrid, int4] = found[..] else { unreachable!("four recipes") };
     assert_eq!(fp16, (0.0, 1.0), "the checkpoint is f16 itself");
     assert!(int8.0 < hybrid.0 && hybrid.0 < int4.0, "fewer bits lose more: {found:?}");
-    // About three times what was measured (8e-4, 2e-3, 2e-2): a definition that is wrong misses them.
-    assert!(int8.0 < 2e-3 && hybrid.0 < 6e-3 && int4.0 < 6e-2, "{found:?}");
-    assert!(int8.1 > 0.9 && hybrid.1 > 0.9 && int4.1 > 0.8, "{found:?}");
+    // About three times what was measured of this model (1.3e-3, 6.1e-3, 4.8e-2; of 128 tokens 2, 20 and 33 have another best): a
+    // definition that is wrong misses them.
+    assert!(int8.0 < 4e-3 && hybrid.0 < 1.8e-2 && int4.0 < 1.5e-1, "{found:?}");
+    assert!(int8.1 > 0.9 && hybrid.1 > 0.7 && int4.1 > 0.6, "{found:?}");
 }

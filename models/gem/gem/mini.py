@@ -75,7 +75,7 @@ def write_log(run: Path, path: Path) -> None:
         writer.writerows(rows)
 
 
-def write_readme(evaluation: dict, path: Path) -> None:
+def write_readme(evaluation: dict, threads: int, path: Path) -> None:
     test = evaluation["test"]
     counts = test["modules_per_token"]
     most = max(i for i, n in enumerate(counts["histogram"]) if n)
@@ -114,9 +114,9 @@ def write_readme(evaluation: dict, path: Path) -> None:
         "| `reference.npz`, `prompts.json` | outputs for 64 prompts; key names stand in `models/gem/gem/reference.py` |",
         "| `reference-hybrid.npz` | the same prompts in recipe `hybrid`; names stand in `models/gem/gem/quantized_reference.py` |",
         "",
-        "One command makes all of it, from the repository's root, with two threads:",
+        "One command makes all of it, from the repository's root:",
         "",
-        "    PYTHONPATH=models/gem $(models/gem/venv.sh) -m gem.mini --corpus ../shared/corpus \\",
+        f"    PYTHONPATH=models/gem $(models/gem/venv.sh) -m gem.mini --threads {threads} --corpus ../shared/corpus \\",
         "        --run /tmp/gem-mini-run --out tests/models/gem-mini",
         "",
         "The training text is real and carries its own licences (attribution, some of them share-alike); the corpus's README",
@@ -126,7 +126,7 @@ def write_readme(evaluation: dict, path: Path) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def finish(corpus: Path, run: Path, out: Path) -> None:
+def finish(corpus: Path, run: Path, out: Path, threads: int) -> None:
     """The folder of the trained model, from the run's last checkpoint."""
     export(run, out, "fp16")
     write_references(out, corpus, progress=True)
@@ -134,7 +134,7 @@ def finish(corpus: Path, run: Path, out: Path) -> None:
     evaluation = evaluate(corpus, out)
     (out / "evaluation.json").write_text(compact_json(evaluation) + "\n", encoding="utf-8")
     write_log(run, out / "training-log.csv")
-    write_readme(evaluation, out / "README.md")
+    write_readme(evaluation, threads, out / "README.md")
 
 
 def main() -> None:
@@ -146,7 +146,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args.corpus, args.run)
-    finish(args.corpus, args.run, args.out)
+    finish(args.corpus, args.run, args.out, args.threads)
 
 
 if __name__ == "__main__":

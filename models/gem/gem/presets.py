@@ -114,13 +114,16 @@ RECIPES: dict[str, Recipe] = {
         module_budget=4.0,
     ),
     "gem-mini": Recipe(
-        steps=1500,
+        steps=3600,
         batch_size=12,
         length=384,
         learning_rate=3e-3,
         warmup_steps=100,
         horizon_steps=3600,
         cooldown_steps=400,
+        # Two for every token while training and a variable number afterwards is better than a variable one throughout:
+        # docs/gem-study.md.
+        fixed_modules=2,
     ),
 }
 

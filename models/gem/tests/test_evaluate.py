@@ -202,9 +202,9 @@ def test_a_model_of_one_s_own_text(tmp_path):
 
 def test_a_planned_schedule_keeps_its_shape():
     recipe = RECIPES["gem-mini"]
-    half = planned(recipe, 750)
-    assert (half.steps, half.warmup_steps, half.horizon_steps, half.cooldown_steps) == (750, 50, 1800, 200)
-    assert dataclasses.replace(planned(recipe, 1500), evaluate_every=0, log_every=0) == dataclasses.replace(
+    half = planned(recipe, 1800)
+    assert (half.steps, half.warmup_steps, half.horizon_steps, half.cooldown_steps) == (1800, 50, 1800, 200)
+    assert dataclasses.replace(planned(recipe, 3600), evaluate_every=0, log_every=0) == dataclasses.replace(
         recipe, evaluate_every=0, log_every=0
     )
     assert planned(recipe, 15000).warmup_steps == 100

@@ -15,7 +15,7 @@ from gem.model import Gem
 from gem.presets import DOMAINS, PRESETS, RECIPES, preset
 from gem.study import made_up, metrics, speed, tables
 from gem.study.__main__ import study
-from gem.study.plan import MINI_MODULES_PER_TOKEN, ROUTED, full_plan, smoke_plan
+from gem.study.plan import BUNDLED, ROUTED, full_plan, smoke_plan
 from gem.study.plots import Scale
 from gem.study.runs import Text, execute, trainer_of
 from gem.train import while_training
@@ -309,15 +309,17 @@ def test_only_brings_along_the_teacher():
 
 def test_the_full_plan_trains_all_on_the_same_tokens():
     plan = full_plan(MINI, seeds=2)
-    trained = [r for r in plan.runs if r.part != "preservation"]
-    assert len(trained) == 2 * (7 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 16
-    assert [r.given for r in trained if r.given] == [MINI]
+    trained = [r for r in plan.runs if r.part in ("routing", "ablation")]
+    assert len(trained) == 2 * (7 + len(ABLATIONS)) and len(plan.runs) == len(trained) + 3 + 16
+    assert [(r.name, r.given) for r in plan.runs if r.given] == [(BUNDLED, MINI)]
     schedule = {(r.recipe.steps, r.recipe.batch_size, r.recipe.length, r.recipe.learning_rate) for r in trained}
     assert schedule == {(1500, 12, 384, 3e-3)}
     fixed = {r.name for r in trained if r.recipe.fixed_modules}
     assert fixed == {"two-while-training", "two-while-training.seed1"}
-    measured = json.loads((MINI / "evaluation.json").read_text())["test"]["modules_per_token"]["mean"]
-    assert MINI_MODULES_PER_TOKEN == pytest.approx(measured, abs=0.01)
+    bundled = {r.name: r for r in plan.runs if r.part == "bundled"}
+    assert set(bundled) == {BUNDLED, f"{BUNDLED}.dense-active", f"{BUNDLED}.dense-total"}
+    assert {r.recipe.steps for r in bundled.values()} == {3600}
+    assert [is_dense(r.config) for r in bundled.values()] == [False, True, True]
 
 
 def test_share_of_visits_to_modules_of_the_own_domain_by_hand():

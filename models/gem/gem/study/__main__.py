@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gem.study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--corpus", type=Path, help="default with --smoke: a made-up one in OUT/corpus")
-    parser.add_argument("--mini", type=Path, help="gem-mini's folder; not needed with --smoke")
+    parser.add_argument("--mini", type=Path, help="gem-mini's folder, for its tokenizer and to be measured; not needed with --smoke")
     parser.add_argument("--smoke", action="store_true", help="everything at gem-tiny's size, in under three minutes")
     parser.add_argument("--only", action="append", metavar="NAME", help="this run (may be given more than once)")
     parser.add_argument("--minutes-per-run", type=float, help="a run that takes longer is left for the next call")

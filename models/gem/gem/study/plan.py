@@ -20,7 +20,7 @@ ROUTED = "routed"
 @dataclass(frozen=True)
 class Run:
     name: str
-    part: str  # "routing", "ablation" or "preservation"
+    part: str  # "routing", "ablation", "preservation" or "bundled"
     config: GemConfig
     recipe: Recipe
     preservation: Preservation | None = None  # fine-tunes ROUTED of seed 0
@@ -56,7 +56,7 @@ def fine_tuned(domain: str, preserved: bool) -> str:
     return f"{'preserved' if preserved else 'plain'}-{domain}"
 
 
-def trained(config: GemConfig, recipe: Recipe, modules_per_token: float, seeds: int, given: Path | None) -> list[Run]:
+def trained(config: GemConfig, recipe: Recipe, modules_per_token: float, seeds: int) -> list[Run]:
     """From scratch: the routed model, dense ones of its sizes, and its ablations."""
     out = []
     dense_attention = {"attention.kind": "full"}
@@ -64,7 +64,7 @@ def trained(config: GemConfig, recipe: Recipe, modules_per_token: float, seeds: 
         r = dataclasses.replace(recipe, seed=seed)
         active, total = dense_active(config, modules_per_token), dense_total(config)
         out += [
-            Run(seeded(ROUTED, seed), "routing", config, r, given=given if seed == 0 else None),
+            Run(seeded(ROUTED, seed), "routing", config, r),
             Run(seeded("dense-active", seed), "routing", active, dense_recipe(r)),
             Run(seeded("dense-total", seed), "routing", total, dense_recipe(r)),
             Run(
@@ -108,14 +108,26 @@ FINE_TUNING = Recipe(
 """Not quite two epochs of one domain's training text."""
 DISTILLATION_WEIGHT = 1.0
 """Chosen on the valid split, docs/gem-study.md."""
-MINI_MODULES_PER_TOKEN = 2.48
-"""Of gem-mini, tests/models/gem-mini/evaluation.json."""
+ROUTED_STEPS = 1500
+ROUTED_MODULES_PER_TOKEN = 2.48
+"""Of ROUTED of seed 0 on the test split: what dense models and the one without modules are sized by."""
+BUNDLED = "gem-mini"
+BUNDLED_MODULES_PER_TOKEN = 2.54
+"""Of the bundled model on the test split."""
 
 
 def full_plan(mini: Path, seeds: int = 1, weight: float = DISTILLATION_WEIGHT) -> Plan:
-    """gem-mini's comparison. `mini` is its folder, whose weights are the routed model of seed 0."""
+    """Comparisons at gem-mini's size, all trained for `ROUTED_STEPS`. `mini` is gem-mini's folder: its tokenizer serves all, and
+    it is measured, beside dense models that are trained for as long."""
     config, recipe = preset("gem-mini"), RECIPES["gem-mini"]
-    runs = trained(config, recipe, MINI_MODULES_PER_TOKEN, seeds, mini)
+    short = dataclasses.replace(recipe, steps=ROUTED_STEPS, fixed_modules=0)
+    runs = trained(config, short, ROUTED_MODULES_PER_TOKEN, seeds)
+    active, total = dense_active(config, BUNDLED_MODULES_PER_TOKEN), dense_total(config)
+    runs += [
+        Run(BUNDLED, "bundled", config, recipe, given=mini),
+        Run(f"{BUNDLED}.dense-active", "bundled", active, dense_recipe(recipe)),
+        Run(f"{BUNDLED}.dense-total", "bundled", total, dense_recipe(recipe)),
+    ]
     runs += tuned(config, FINE_TUNING, weight, length=128, refresh_every=10)
     return Plan("full", tuple(runs), mini / "tokenizer.json", None, 65536, 8192)
 
@@ -132,6 +144,6 @@ def smoke_plan(domains: Sequence[str] = SMOKE_DOMAINS, weight: float = DISTILLAT
         RECIPES["gem-tiny"], steps=30, warmup_steps=5, horizon_steps=60, cooldown_steps=10, bf16=False, **short
     )
     tuning = dataclasses.replace(FINE_TUNING, steps=12, warmup_steps=2, horizon_steps=12, bf16=False, **short)
-    runs = trained(config, recipe, SMOKE_MODULES_PER_TOKEN, 1, None)
+    runs = trained(config, recipe, SMOKE_MODULES_PER_TOKEN, 1)
     runs += tuned(config, tuning, weight, length=32, refresh_every=4)
     return Plan("smoke", tuple(runs), None, 4096, 2048, 1024)
