@@ -328,9 +328,9 @@ def test_share_of_visits_to_modules_of_the_own_domain_by_hand():
     assert tables.own_domain_share([[0, 0], [0, 0]]) is None
 
 
-def test_seeds_are_compared_with_their_own_routed_model():
-    def row(name, seed, bits):
-        return {"name": name, "seed": seed, "bits_per_byte": {"mean": bits, "law": bits}}
+def test_models_are_compared_with_the_routed_one_of_their_seed_and_schedule():
+    def row(name, seed, bits, part="routing"):
+        return {"name": name, "part": part, "seed": seed, "bits_per_byte": {"mean": bits, "law": bits}}
 
     rows = [row(ROUTED, 0, 2.0), row("top-2", 0, 1.9), row("routed.seed1", 1, 1.6), row("top-2.seed1", 1, 1.8)]
     shares = [line.split(" | ")[2] for line in tables.bits_table(rows, ["law"]).splitlines()[2:]]
@@ -341,6 +341,8 @@ def test_seeds_are_compared_with_their_own_routed_model():
         "| top-2 | 1.9000 | 1.8000 | 1.8500 | 0.1000 |",
     ]
     assert tables.seeds_table(rows[:2]) is None
+    longer = [*rows, row(BUNDLED, 0, 1.0, "bundled"), row(f"{BUNDLED}.dense-total", 0, 1.1, "bundled")]
+    assert "| gem-mini.dense-total | 1.100 | +10.0 % |" in tables.bits_table(longer, ["law"])
 
 
 def test_scale_covers_its_values():

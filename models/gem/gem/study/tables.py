@@ -9,7 +9,7 @@ import numpy as np
 
 from ..evaluate import markdown_table
 from . import metrics
-from .plan import ROUTED, Plan, fine_tuned, seeded
+from .plan import BUNDLED, ROUTED, Plan, fine_tuned, seeded
 from .runs import evaluation_of
 from .speed import SPEED_FILE
 
@@ -139,12 +139,13 @@ def bits_table(rows: list[dict], domains: list[str]) -> str:
         b, routed = r["bits_per_byte"], routed_like(rows, r)
         apart = "–" if routed is None else f"{100 * (b['mean'] / routed['bits_per_byte']['mean'] - 1):+.1f} %"
         body.append([r["name"], f"{b['mean']:.3f}", apart, *(f"{b[d]:.3f}" for d in domains)])
-    return markdown_table(["model", "mean", "against routed of its seed", *domains], body)
+    return markdown_table(["model", "mean", "against the routed one", *domains], body)
 
 
 def routed_like(rows: list[dict], row: dict) -> dict | None:
-    """The routed model that was trained with the same seed."""
-    return next((r for r in rows if r["name"] == seeded(ROUTED, row["seed"])), None)
+    """The routed model that was trained for as long and with the same seed."""
+    name = BUNDLED if row["part"] == "bundled" else seeded(ROUTED, row["seed"])
+    return next((r for r in rows if r["name"] == name), None)
 
 
 def seeds_table(rows: list[dict]) -> str | None:
