@@ -104,19 +104,16 @@ fn the_bundled_model_stays_near_itself() {
     let model = load_gem(&folder, &ImportOptions::default()).expect("the bundled model");
     let mut reference = Npz::open(&folder.join("reference.npz"));
     let prompts = reference.prompts();
-    // Prompts with the continuations that the reference gave.
-    let text = |p: &String| -> Vec<u32> {
-        let greedy = reference.get::<i64>(&format!("{p}.greedy")).into_iter().map(|id| u32::try_from(id).unwrap());
-        reference.ids(p).into_iter().chain(greedy).take(16).collect()
-    };
-    let ids: Vec<Vec<u32>> = prompts.iter().take(8).map(text).collect();
+    // Real text: there are eight lengths for each of eight domains, so every ninth meets each length and each domain once.
+    let ids: Vec<Vec<u32>> = prompts.iter().step_by(9).map(|p| reference.ids(p)).collect();
+    let tokens = ids.iter().map(Vec::len).sum::<usize>() as f64;
     let logits = |graph: &Graph, ids: &[u32]| -> Vec<f32> {
         let outputs = Interpreter::new(graph, &*model.source).run(ids, ids.len()).expect("runs");
         outputs.get("logits").expect("a language model").f32s().to_vec()
     };
     let vocab = model.graph.info.vocab_size as usize;
     let wanted: Vec<Vec<f32>> = ids.iter().map(|ids| logits(&model.graph, ids)).collect();
-    println!("{} tokens", ids.iter().map(Vec::len).sum::<usize>());
+    println!("{tokens} tokens");
     let mut found = Vec::new();
     for builtin in [Builtin::Fp16, Builtin::Int8, Builtin::Hybrid, Builtin::Int4] {
         let mut graph = model.graph.clone();
@@ -127,7 +124,7 @@ fn the_bundled_model_stays_near_itself() {
         let (mut kl, mut agree) = (0.0, 0.0);
         for (ids, row) in ids.iter().zip(&wanted) {
             let (k, a) = divergence(row, &logits(&graph, ids), vocab);
-            let share = 1.0 / wanted.len() as f64;
+            let share = ids.len() as f64 / tokens;
             (kl, agree) = (kl + k * share, agree + a * share);
         }
         println!(
@@ -140,8 +137,9 @@ fn the_bundled_model_stays_near_itself() {
     let [fp16, int8, hybrid, int4] = found[..] else { unreachable!("four recipes") };
     assert_eq!(fp16, (0.0, 1.0), "the checkpoint is f16 itself");
     assert!(int8.0 < hybrid.0 && hybrid.0 < int4.0, "fewer bits lose more: {found:?}");
-    // About three times what was measured of this model (1.3e-3, 6.1e-3, 4.8e-2; of 128 tokens 2, 20 and 33 have another best): a
-    // definition that is wrong misses them.
-    assert!(int8.0 < 4e-3 && hybrid.0 < 1.8e-2 && int4.0 < 1.5e-1, "{found:?}");
-    assert!(int8.1 > 0.9 && hybrid.1 > 0.7 && int4.1 > 0.6, "{found:?}");
+    // The interpreter gives the same on every machine, a code turned by its libm apart. A definition that is wrong misses these.
+    for (found, measured) in [(int8.0, 1.706e-3), (hybrid.0, 6.053e-3), (int4.0, 4.322e-2)] {
+        assert!((found / measured - 1.0).abs() < 0.05, "wanted about {measured:e} nats per token, found {found:e}");
+    }
+    assert!(int8.1 > 0.9 && hybrid.1 > 0.9 && int4.1 > 0.8, "{found:?}");
 }
