@@ -117,8 +117,8 @@ BUNDLED_MODULES_PER_TOKEN = 2.54
 
 
 def full_plan(mini: Path, seeds: int = 1, weight: float = DISTILLATION_WEIGHT) -> Plan:
-    """Comparisons at gem-mini's size, all trained for `ROUTED_STEPS`. `mini` is gem-mini's folder: its tokenizer serves all, and
-    it is measured, beside dense models that are trained for as long."""
+    """Comparisons at gem-mini's size, trained for `ROUTED_STEPS`. `mini` is gem-mini's folder: its tokenizer serves all, and it is
+    measured beside dense models that are trained for as long as it was."""
     config, recipe = preset("gem-mini"), RECIPES["gem-mini"]
     short = dataclasses.replace(recipe, steps=ROUTED_STEPS, fixed_modules=0)
     runs = trained(config, short, ROUTED_MODULES_PER_TOKEN, seeds)
